@@ -1,0 +1,143 @@
+"""All that happens in a node, as data. Parts emit events; telemetry/ listens; nobody calls telemetry.
+
+An event names ids and numbers, never prompt text, keys or addresses of strangers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from .units import ModelId, NodeId, SessionId, Slice
+
+
+class NodeSeen(msgspec.Struct, frozen=True, tag=True):
+    """A node of our mesh announced itself for the first time."""
+
+    node: NodeId
+    name: str
+
+
+class NodeGone(msgspec.Struct, frozen=True, tag=True):
+    """A node said goodbye, or its announcement ran out."""
+
+    node: NodeId
+    reason: str
+
+
+class RelayChanged(msgspec.Struct, frozen=True, tag=True):
+    """A Nostr relay came up or went down."""
+
+    url: str
+    connected: bool
+
+
+class LinkUp(msgspec.Struct, frozen=True, tag=True):
+    node: NodeId
+
+
+class LinkLost(msgspec.Struct, frozen=True, tag=True):
+    node: NodeId
+    reason: str
+
+
+class PeerFault(msgspec.Struct, frozen=True, tag=True):
+    """A peer sent what it should not have; `node` is None when it never proved who it is."""
+
+    node: NodeId | None
+    code: str
+    penalty: int
+
+
+class StageChanged(msgspec.Struct, frozen=True, tag=True):
+    """Our own slice of a model: loading, serving, failed or left."""
+
+    model: ModelId
+    layers: Slice
+    state: str
+
+
+class StepDone(msgspec.Struct, frozen=True, tag=True):
+    """One ragged forward on this node."""
+
+    model: ModelId
+    sequences: int
+    tokens: int
+    seconds: float
+
+
+class PagesChanged(msgspec.Struct, frozen=True, tag=True):
+    """Fill of the KV cache of one stage, 0..1."""
+
+    model: ModelId
+    used: float
+
+
+class RequestStarted(msgspec.Struct, frozen=True, tag=True):
+    """A session entered at this gateway."""
+
+    session: SessionId
+    model_name: str
+    prompt_tokens: int
+
+
+class FirstToken(msgspec.Struct, frozen=True, tag=True):
+    session: SessionId
+    model_name: str
+    seconds: float
+
+
+class RouteTaken(msgspec.Struct, frozen=True, tag=True):
+    """A session got its route; `attempt` counts from 1, more than 1 means a recovery."""
+
+    session: SessionId
+    route: tuple[tuple[NodeId, Slice], ...]
+    attempt: int
+
+
+class RequestDone(msgspec.Struct, frozen=True, tag=True):
+    """A session ended: `reason` is stop, length, cancelled or an error code."""
+
+    session: SessionId
+    model_name: str
+    reason: str
+    generated_tokens: int
+    seconds: float
+
+
+Event = (
+    NodeSeen
+    | NodeGone
+    | RelayChanged
+    | LinkUp
+    | LinkLost
+    | PeerFault
+    | StageChanged
+    | StepDone
+    | PagesChanged
+    | RequestStarted
+    | FirstToken
+    | RouteTaken
+    | RequestDone
+)
+
+Emit = Callable[[Event], None]
+
+
+class EventHub:
+    """Hands each event to every listener, in order. A listener must not block."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Emit] = []
+
+    def listen(self, listener: Emit) -> None:
+        self._listeners.append(listener)
+
+    def emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+
+def ignore(event: Event) -> None:
+    """An `Emit` for callers that do not care."""
