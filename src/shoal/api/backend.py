@@ -1,0 +1,75 @@
+"""What the front door needs from the rest of the house. `node.py` hands in something of this shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..engine.request import Sampled, Sampling
+from ..units import SessionId
+
+if TYPE_CHECKING:
+    from ..models.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that somebody in the mesh holds layers of."""
+
+    id: str  # the public name, such as "shoal-tiny"
+    created: int  # unix seconds
+    context_length: int  # tokens, prompt and answer together
+    ready: bool  # a complete route exists now
+    tokenizer: Tokenizer | None
+    fingerprint: str  # reported as system_fingerprint
+    vocab_size: int = 0  # 0 = unknown; else token ids of a request are checked against it
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate, already in token ids."""
+
+    model: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+class Generation(Protocol):
+    """One running session. Iterating gives its tokens; raises StageLost and others in mid-stream."""
+
+    session: SessionId
+    route: tuple[tuple[str, str], ...]  # (node name, "a:b") in order of the layers
+
+    def __aiter__(self) -> AsyncIterator[Sampled]: ...
+
+    async def aclose(self) -> None:
+        """Cancel if it still runs: frees its pages on every stage. A second call does nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """The mesh as a gateway sees it."""
+
+    @property
+    def loading(self) -> bool:
+        """True until this node can take requests."""
+        ...
+
+    def models(self) -> list[ServedModel]: ...
+
+    def find(self, name: str) -> ServedModel:
+        """Raises ModelNotFound that lists what there is."""
+        ...
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """Open a session. Raises NoRoute, Overloaded, NoCapacity or PromptTooLong before any token."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """This node, ready for JSON."""
+        ...
+
+    def mesh(self) -> dict[str, Any]:
+        """The nodes of the mesh as this node sees them, ready for JSON."""
+        ...
