@@ -60,7 +60,9 @@ def sign(secret: bytes, text: str) -> bytes:
 def verify(node: NodeId, text: str, signature: bytes) -> None:
     """Raise BadProof unless `signature` was made by `node` over `text`."""
     author = public_key_of(node).hex()
-    canonical = json.dumps([0, author, 0, _PROOF_KIND, [], text], separators=(",", ":"))
+    canonical = json.dumps(
+        [0, author, 0, _PROOF_KIND, [], text], separators=(",", ":"), ensure_ascii=False
+    )
     event = {
         "id": hashlib.sha256(canonical.encode()).hexdigest(),
         "pubkey": author,
