@@ -1,0 +1,29 @@
+"""One request over many nodes: sessions on a ring of stages, and what happens when one of them dies.
+
+Knows: routes, sessions, stages, token ids, who sends what to whom.
+Does not know: text, prices, how a route is chosen, how a layer is computed, what a connection is.
+The protocol is pure: `stage.py` is the stage's side of a session, `generation.py` the gateway's; `worker.py` and
+`gateway.py` merely carry. Start reading at `messages.py`.
+"""
+
+from .gateway import Gateway, Planner, Stream
+from .generation import GenerationConfig, Plan, Request, Stop
+from .service import Pipeline
+from .serving import Served, Serving, ServingConfig
+from .worker import StageKey, StageWorker
+
+__all__ = [
+    "Gateway",
+    "GenerationConfig",
+    "Pipeline",
+    "Plan",
+    "Planner",
+    "Request",
+    "Served",
+    "Serving",
+    "ServingConfig",
+    "StageKey",
+    "StageWorker",
+    "Stop",
+    "Stream",
+]

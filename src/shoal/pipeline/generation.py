@@ -1,0 +1,294 @@
+"""One generation as its gateway sees it: answers in, instructions out. No socket, no clock, no randomness of its own.
+
+A route is tried as a session of its own, with a fresh id. Opening it takes two strides, so that the first stage never
+computes for a stage that is not ready: first every stage but the first is opened, then the first, whose Open carries
+the prompt and so starts the work. When pages are short somewhere, the session queues: the stages are then opened one
+after the other in the order of their layers (the first one last), an order that all gateways share, so that two
+sessions can never wait for each other in a circle.
+
+When a stage is lost, another route without it is opened with the token ids so far, and the stream goes on: a token is
+delivered once, by its index, and only from the live session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..engine.request import Sampled, Sampling
+from ..errors import NoCapacity, Overloaded, ShoalError, StageLost
+from ..units import ModelId, NodeId, SessionId, Slice
+from .messages import Close, Lost, Open, Opened, Refused, TokenEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One station of a route."""
+
+    node: NodeId
+    layers: Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a model is computed: the stations of a route in the order of their layers."""
+
+    model: ModelId
+    compute: str
+    stops: tuple[Stop, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client wants: already tokenised, already checked against the model's context."""
+
+    model_name: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send `message` to `node`, `ids` in its body."""
+
+    node: NodeId
+    message: Open | Close
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FindRoute:
+    """Ask for a route around `avoid` and call `route` with it, or `fail` when there is none."""
+
+    avoid: frozenset[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    sampled: Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The generation is over: `error` is None after a whole answer."""
+
+    reason: str
+    error: ShoalError | None = None
+
+
+Instruction = Tell | FindRoute | Deliver | Finish
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class GenerationConfig:
+    max_attempts: int = 6
+    queue_patience_s: float = 60.0  # how long a session may queue for pages at one stage
+    answer_timeout_s: float = 10.0  # a stage that does not answer an Open is taken for lost
+    stall_timeout_s: float = 120.0  # the same for a session without a token: long prompts on slow nodes need time
+
+
+@dataclass
+class Generation:
+    """State of one request. `state`: routing -> opening -> running -> over."""
+
+    request: Request
+    new_session: Callable[[], SessionId]
+    config: GenerationConfig = field(default_factory=GenerationConfig)
+    state: Literal["routing", "opening", "running", "over"] = "routing"
+    output: list[int] = field(default_factory=list)
+    attempt: int = 0
+    avoid: frozenset[NodeId] = frozenset()
+    plan: Plan | None = None
+    session: SessionId | None = None
+    patient: bool = False  # pages were short: the stages are opened one by one and the session queues there
+    _to_open: list[Stop] = field(default_factory=list)  # not asked yet
+    _asked: dict[NodeId, Stop] = field(default_factory=dict)  # asked, not answered
+    _open: list[Stop] = field(default_factory=list)
+    _blame: str = ""
+
+    @property
+    def needed_tokens(self) -> int:
+        """The longest this session can become."""
+        return len(self.request.prompt_ids) + self.request.sampling.max_tokens
+
+    def begin(self) -> list[Instruction]:
+        return [FindRoute(self.avoid)]
+
+    # ---- opening a route
+
+    def route(self, plan: Plan) -> list[Instruction]:
+        """Try this route. The Opens go out in one stride, or one by one when the last try found pages short."""
+        if self.state == "over":
+            return []
+        self.attempt += 1
+        self.plan, self.session, self.state = plan, self.new_session(), "opening"
+        self._open, self._asked = [], {}
+        self._to_open = [*plan.stops[1:], plan.stops[0]]
+        return self._ask_next()
+
+    def no_route(self, error: ShoalError) -> list[Instruction]:
+        """There is none (any more)."""
+        if self.state == "over":
+            return []
+        if not self.output and self.attempt == 0:
+            return self._over(error.code, error)
+        lost = StageLost(
+            f"the answer broke off after {len(self.output)} tokens: {self._blame}, and {error.message}",
+            hint="send the request again once the mesh has the layers back; `shoal map MODEL` shows who holds them",
+        )
+        return self._over(lost.code, lost)
+
+    def _ask_next(self) -> list[Instruction]:
+        last_stride = len(self._to_open) == 1
+        now = self._to_open[:1] if self.patient or last_stride else self._to_open[:-1]
+        self._to_open = self._to_open[len(now) :]
+        self._asked = {stop.node: stop for stop in now}
+        return [self._tell_open(stop) for stop in now]
+
+    def _tell_open(self, stop: Stop) -> Tell:
+        plan, sampling, prompt = self._plan(), self.request.sampling, self.request.prompt_ids
+        at = plan.stops.index(stop)
+        first, last = at == 0, at == len(plan.stops) - 1
+        ids: tuple[int, ...] = ()
+        if first or (last and sampling.repetition_penalty != 1.0):
+            ids = (*prompt, *self.output)
+        elif last:
+            ids = tuple(self.output)
+        message = Open(
+            session=self._session(),
+            model=plan.model,
+            compute=plan.compute,
+            layers=stop.layers,
+            previous=plan.stops[at - 1].node,
+            next=plan.stops[(at + 1) % len(plan.stops)].node,
+            known_tokens=len(prompt) + len(self.output),
+            reserve_tokens=self.needed_tokens,
+            output_tokens=len(self.output),
+            sampling=sampling if last else None,
+            patience_s=self.config.queue_patience_s if self.patient else 0.0,
+        )
+        return Tell(stop.node, message, ids)
+
+    def opened(self, message: Opened, sender: NodeId) -> list[Instruction]:
+        stop = self._asked.pop(sender, None) if message.session == self.session else None
+        if self.state != "opening" or stop is None:
+            return []
+        self._open.append(stop)
+        if self._asked:
+            return []
+        if self._to_open:
+            return self._ask_next()
+        self._started()
+        return []
+
+    def _started(self) -> None:
+        self._open += self._asked.values()
+        self._asked = {}
+        self.state = "running"
+
+    def refused(self, message: Refused, sender: NodeId) -> list[Instruction]:
+        if self.state != "opening" or message.session != self.session or sender not in self._asked:
+            return []
+        del self._asked[sender]
+        match message.reason:
+            case "never":
+                error: ShoalError = NoCapacity(
+                    f"this prompt with max_tokens={self.request.sampling.max_tokens} cannot be held: {message.message}",
+                    hint="ask for fewer max_tokens, or shorten the prompt",
+                )
+                return [*self._abandon(), *self._over(error.code, error)]
+            case "busy" if self.patient:
+                error = Overloaded(
+                    f"the mesh is full: {message.message}",
+                    hint="wait and send the request again, or add a node with `shoal up --join TICKET`",
+                    retry_after_s=5.0,
+                )
+                return [*self._abandon(), *self._over(error.code, error)]
+            case "busy":
+                self.patient = True
+                return self._again(frozenset(), message.message)
+            case "gone" | "unreachable":
+                return self._again(frozenset({sender}), message.message)
+
+    # ---- running
+
+    def token(self, entry: TokenEntry, sender: NodeId) -> list[Instruction]:
+        if entry.session != self.session or self.session is None:
+            return []
+        if self.state == "opening" and not self._to_open and self._asked:
+            self._started()  # the token overtook the first stage's Opened, which came by another link
+        if self.state != "running":
+            return []
+        if sender != self._plan().stops[-1].node or entry.index != len(self.output):
+            return []
+        self.output.append(entry.sampled.token)
+        delivered: list[Instruction] = [Deliver(entry.sampled)]
+        if entry.sampled.finish:
+            return [*delivered, *self._abandon(), *self._over(entry.sampled.finish, None)]
+        return delivered
+
+    def stage_lost(self, message: Lost, sender: NodeId) -> list[Instruction]:
+        """A stage reports that it cannot go on; `message.node` is whom it blames."""
+        if message.session != self.session or sender not in self._nodes():
+            return []
+        blamed = message.node if message.node in self._nodes() else sender
+        return self._again(frozenset({blamed}), message.message)
+
+    def node_lost(self, node: NodeId, why: str) -> list[Instruction]:
+        """Our own link to a stage went down."""
+        if self.state in ("routing", "over") or node not in self._nodes():
+            return []
+        return self._again(frozenset({node}), why)
+
+    def stalled(self) -> list[Instruction]:
+        """Nothing came for too long: whoever owes an answer is taken for lost."""
+        if self.state in ("routing", "over"):
+            return []
+        owing = frozenset(self._asked) or frozenset({self._plan().stops[-1].node})
+        return self._again(owing, "no answer in time")
+
+    def cancel(self) -> list[Instruction]:
+        if self.state == "over":
+            return []
+        return [*self._abandon(), *self._over("cancelled", None)]
+
+    # ---- shared
+
+    def _again(self, avoid: frozenset[NodeId], why: str) -> list[Instruction]:
+        names = ", ".join(sorted(avoid)) or "a stage"
+        self._blame = f"{names}: {why}"
+        closing = self._abandon()
+        self.avoid |= avoid
+        self.state = "routing"
+        if self.attempt >= self.config.max_attempts:
+            error = StageLost(
+                f"gave up after {self.attempt} routes; the last failure was {self._blame}",
+                hint="look at `shoal peers` and `shoal status` on the nodes named",
+            )
+            return [*closing, *self._over(error.code, error)]
+        return [*closing, FindRoute(self.avoid)]
+
+    def _abandon(self) -> list[Instruction]:
+        """Close the live session wherever it was opened or asked for."""
+        if self.session is None:
+            return []
+        session, self.session = self.session, None
+        stops: Sequence[Stop] = [*self._open, *self._asked.values()]
+        self._open, self._asked, self._to_open = [], {}, []
+        return [Tell(stop.node, Close(session)) for stop in stops]
+
+    def _over(self, reason: str, error: ShoalError | None) -> list[Instruction]:
+        self.state = "over"
+        return [Finish(reason, error)]
+
+    def _nodes(self) -> frozenset[NodeId]:
+        return frozenset(stop.node for stop in self.plan.stops) if self.plan else frozenset()
+
+    def _plan(self) -> Plan:
+        assert self.plan is not None  # noqa: S101 - set by route(), which every state but "routing" has passed
+        return self.plan
+
+    def _session(self) -> SessionId:
+        assert self.session is not None  # noqa: S101 - set with the plan
+        return self.session

@@ -1,0 +1,121 @@
+"""The pipeline of one node: hands each message to the stage or the gateway that it concerns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from ..errors import BadMessage, LinkClosed, Overloaded
+from ..events import Emit
+from ..transport import Frame, Links
+from ..units import NodeId
+from .gateway import Gateway, Planner
+from .generation import GenerationConfig
+from .messages import (
+    CHANNEL,
+    Close,
+    Lost,
+    Open,
+    Opened,
+    Refused,
+    Step,
+    TokenEntry,
+    Tokens,
+    from_frame,
+    to_frame,
+)
+from .worker import StageKey, StageWorker
+
+
+class Pipeline:
+    """Owns the tasks of its workers; `async with` it. Frames on the pipeline's channel are its food."""
+
+    def __init__(
+        self,
+        links: Links,
+        planner: Planner,
+        *,
+        emit: Emit,
+        clock: Callable[[], float],
+        config: GenerationConfig | None = None,
+    ) -> None:
+        self._links = links
+        self._tasks = asyncio.TaskGroup()
+        self._workers: dict[StageKey, tuple[StageWorker, asyncio.Task[None]]] = {}
+        self.gateway = Gateway(links, planner, emit=emit, clock=clock, config=config)
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._links.on(CHANNEL, self.receive)
+        self._links.on_lost(self.node_lost)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for _, task in self._workers.values():
+            task.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    # ---- stages of this node
+
+    @property
+    def workers(self) -> list[StageWorker]:
+        return [worker for worker, _ in self._workers.values()]
+
+    def serve(self, worker: StageWorker) -> None:
+        self._workers[worker.key] = (worker, self._tasks.create_task(worker.run()))
+
+    def stop(self, key: StageKey) -> None:
+        """Take a stage out of service; its sessions end and their gateways look elsewhere."""
+        worker, task = self._workers.pop(key)
+        worker.shut_down()
+        task.cancel()
+
+    # ---- messages
+
+    def receive(self, sender: NodeId, frame: Frame) -> None:
+        """Raises PeerError for what an honest peer would not send: the transport drops the peer and counts it."""
+        match from_frame(frame):
+            case Step() as step:
+                for worker in self.workers:
+                    worker.step(step, frame.body, sender)
+            case Tokens(entries):
+                for entry in entries:
+                    self._token(entry, sender)
+            case Open() as message:
+                self._open(message, frame.body, sender)
+            case Close(session):
+                for worker in self.workers:
+                    worker.close(session, sender)
+            case Opened() as message:
+                self.gateway.opened(message, sender)
+            case Refused() as message:
+                self.gateway.refused(message, sender)
+            case Lost() as message:
+                self.gateway.stage_lost(message, sender)
+
+    def _token(self, entry: TokenEntry, sender: NodeId) -> None:
+        """The first stage goes on before the reader is served."""
+        for worker in self.workers:
+            worker.token(entry, sender)
+        self.gateway.token(entry, sender)
+
+    def _open(self, message: Open, body: bytes | memoryview, sender: NodeId) -> None:
+        key = StageKey(message.model, message.compute, message.layers)
+        if key in self._workers and not self._workers[key][0].draining:
+            self._workers[key][0].open(message, body, sender)
+            return
+        if any(message.session in worker.sessions for worker in self.workers):
+            raise BadMessage(f"session {message.session} is already open")
+        refusal = Refused(
+            message.session, "gone", f"layers {message.layers} are not served here (any more)"
+        )
+        try:
+            self._links.send(sender, to_frame(refusal))
+        except (LinkClosed, Overloaded):
+            return  # nobody is left to be told
+
+    def node_lost(self, node: NodeId, why: str) -> None:
+        for worker in self.workers:
+            worker.node_lost(node, why)
+        self.gateway.node_lost(node, why)

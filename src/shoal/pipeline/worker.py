@@ -1,0 +1,195 @@
+"""Runs one stage: carries frames to its sessions, rows to the engine thread, and results to the next hop.
+
+The loop is the whole story: take what is ready, one ragged forward, send the results, wait for the next hop to keep up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..engine.batcher import Batcher
+from ..engine.rows import Row
+from ..errors import BadMessage, LinkClosed, LocalError, Overloaded
+from ..events import Emit, PagesChanged, StepDone
+from ..transport import Links
+from ..units import ModelId, NodeId, SessionId, Slice
+from .messages import Open, RowEntry, Step, TokenEntry, Tokens, to_frame, unpack_ids
+from .stage import Connect, Drop, Enqueue, Forward, Instruction, Send, StageSessions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..engine.stage import Stage, StepResult
+    from ..engine.thread import EngineThread
+
+
+@dataclass(frozen=True, slots=True)
+class StageKey:
+    """What must agree between a gateway's plan and a stage."""
+
+    model: ModelId
+    compute: str
+    layers: Slice
+
+
+class StageWorker:
+    """One slice in service on this node. `run` it in a task group; hand it the messages that concern it."""
+
+    def __init__(
+        self,
+        key: StageKey,
+        sessions: StageSessions,
+        stage: Stage,
+        *,
+        thread: EngineThread,
+        links: Links,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self.key, self.sessions = key, sessions
+        self._stage, self._thread, self._links = stage, thread, links
+        self._emit, self._clock = emit, clock
+        self._batcher = Batcher()
+        self._ready = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.draining = False
+
+    # ---- messages in
+
+    def open(self, message: Open, body: bytes | memoryview, sender: NodeId) -> None:
+        self._do(self.sessions.open(message, unpack_ids(body), sender, self._clock()))
+
+    def step(self, message: Step, body: bytes | memoryview, sender: NodeId) -> None:
+        if not any(row.session in self.sessions for row in message.rows):
+            return
+        hidden = self._stage.hidden_from_wire(body, sum(row.count for row in message.rows))
+        at = 0
+        for row in message.rows:
+            if row.count < 1 or row.start < 0:
+                raise BadMessage(f"a row of {row.count} tokens from position {row.start}")
+            self._receive(row, hidden[at : at + row.count], sender)
+            at += row.count
+
+    def _receive(self, row: RowEntry, hidden: Tensor, sender: NodeId) -> None:
+        self._do(self.sessions.receive(row, hidden, sender))
+
+    def token(self, entry: TokenEntry, sender: NodeId) -> None:
+        self._do(self.sessions.token(entry, sender))
+
+    def close(self, session: SessionId, sender: NodeId) -> None:
+        self._do(self.sessions.close(session, sender, self._clock()))
+
+    def node_lost(self, node: NodeId, why: str) -> None:
+        self._do(self.sessions.node_lost(node, why, self._clock()))
+
+    def shut_down(self) -> None:
+        """Tell every gateway that its session cannot go on here."""
+        now = self._clock()
+        for session in self.sessions.ids():
+            self._do(self.sessions.fail(session, "the stage was taken out of service", now))
+
+    # ---- instructions out
+
+    def _do(self, instructions: Iterable[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Enqueue(row):
+                    self._batcher.add(row)
+                    self._ready.set()
+                case Send(node, message):
+                    self._send(node, message)
+                case Connect(session, node):
+                    self._spawn_connect(session, node)
+                case Drop(session):
+                    self._batcher.drop(session)
+                case Forward():
+                    raise AssertionError("forwards come from finish(), which _dispatch handles")
+        self._arm_timer()
+
+    def _send(self, node: NodeId, message: object, body: bytes | memoryview = b"") -> None:
+        """A message that cannot be sent needs no answer here: the lost link ends its sessions."""
+        try:
+            self._links.send(node, to_frame(message, body))  # type: ignore[arg-type]
+        except (LinkClosed, Overloaded) as error:
+            self.node_lost(node, error.message)
+
+    def _spawn_connect(self, session: SessionId, node: NodeId) -> None:
+        if self._links.is_connected(node):  # the usual case: no task, no turn of the loop
+            self._do(self.sessions.connected(session, self._clock()))
+        elif self._tasks is not None:
+            self._tasks.create_task(self._connect(session, node))
+
+    async def _connect(self, session: SessionId, node: NodeId) -> None:
+        try:
+            await self._links.connect(node)
+        except LocalError as error:
+            self._do(self.sessions.unreachable(session, error.message))
+        else:
+            self._do(self.sessions.connected(session, self._clock()))
+
+    def _arm_timer(self) -> None:
+        """Wake when the next queued session runs out of patience."""
+        deadline = self.sessions.next_deadline()
+        if deadline is None or self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.0, deadline - self._clock()), self._patience_over)
+
+    def _patience_over(self) -> None:
+        self._timer = None
+        self._do(self.sessions.admit(self._clock()))
+
+    # ---- the loop
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as self._tasks:
+            while True:
+                rows = self._batcher.take()
+                if not rows:
+                    self._ready.clear()
+                    await self._ready.wait()
+                    continue
+                await self._step(rows)
+
+    async def _step(self, rows: Sequence[Row]) -> None:
+        self.sessions.begin(rows)
+        started = self._clock()
+        try:
+            result = await self._thread.run(self._stage.step, rows)
+        except (RuntimeError, ValueError, IndexError) as error:  # the engine failed on these rows, not on the others
+            self._fail(rows, f"the engine failed: {error}")
+            return
+        self._emit(
+            StepDone(
+                self.key.model, len(rows), sum(row.count for row in rows), self._clock() - started
+            )
+        )
+        await self._dispatch(rows, result)
+
+    def _fail(self, rows: Sequence[Row], why: str) -> None:
+        now = self._clock()
+        for row in rows:
+            self._do(self.sessions.fail(row.session, why, now))
+        self._do(self.sessions.finish(rows, [None] * len(rows), now))
+
+    async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
+        out = self.sessions.finish(rows, result.sampled, self._clock())
+        hops: set[NodeId] = set()
+        rest: list[Instruction] = []
+        for instruction in out:
+            if isinstance(instruction, Forward):
+                hidden = self._stage.hidden_to_wire(result, rows, instruction.rows)
+                self._send(instruction.node, instruction.message, hidden)
+                hops.add(instruction.node)
+            elif isinstance(instruction, Send) and isinstance(instruction.message, Tokens):
+                self._send(instruction.node, instruction.message)
+            else:
+                rest.append(instruction)
+        self._do(rest)
+        self._emit(PagesChanged(self.key.model, self.sessions.pool.used_fraction))
+        for node in hops:
+            await self._links.drain(node)

@@ -1,0 +1,273 @@
+"""A whole mesh in one object, driven by one seed: the real session and generation code, a toy model, no clock.
+
+The toy model keeps a real paged cache: a layer's output at a position depends on all the layer's inputs so far, read
+back from the pages. A page that is given away too early, a row that is lost, doubled or out of order changes the text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from shoal.engine.pages import PagePool
+from shoal.engine.request import Sampled, Sampling
+from shoal.errors import NoRoute, ShoalError
+from shoal.pipeline.generation import Deliver, FindRoute, Finish, Generation, Plan, Request, Stop, Tell
+from shoal.pipeline.messages import Close, Lost, Open, Opened, Refused, Step, Tokens
+from shoal.pipeline.stage import Connect, Drop, Enqueue, Forward, Send, StageSessions, StageSessionsConfig
+from shoal.units import ModelId, NodeId, SessionId, Slice
+
+LAYERS, VOCABULARY, PAGE = 6, 97, 4
+MODEL = ModelId("toy")
+GATEWAY = NodeId("gateway")
+
+
+def layer(inputs: list[int]) -> int:
+    return (31 * sum((index + 1) * value for index, value in enumerate(inputs)) + 7) % VOCABULARY
+
+
+def expected(prompt: tuple[int, ...], count: int) -> list[int]:
+    """The text of the unsplit model."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + count:
+        values = list(ids)
+        for _ in range(LAYERS):
+            values = [layer(values[: at + 1]) for at in range(len(values))]
+        ids.append(values[-1])
+    return ids[len(prompt) :]
+
+
+@dataclass
+class ToySampler:
+    sampling: Sampling
+    outputs: int
+
+    def choose(self, value: int) -> Sampled:
+        self.outputs += 1
+        return Sampled(value, "length" if self.outputs >= self.sampling.max_tokens else "")
+
+
+@dataclass
+class ToyNode:
+    """One stage: its sessions, the rows that wait, and the cache of each of its layers."""
+
+    id: NodeId
+    layers: Slice
+    sessions: StageSessions
+    ready: deque = field(default_factory=deque)
+    cache: dict = field(default_factory=dict)
+
+    def step(self) -> list:
+        """One forward over at most one row of each session, in order."""
+        rows, seen = [], set()
+        for row in list(self.ready):
+            if row.session not in seen:
+                seen.add(row.session)
+                rows.append(row)
+                self.ready.remove(row)
+        self.sessions.begin(rows)
+        return rows
+
+    def compute(self, rows: list) -> tuple[list, list]:
+        hidden, sampled = [], []
+        for row in rows:
+            values = list(row.ids if row.hidden is None else row.hidden)
+            for number in self.layers:
+                values = [self._layer(number, row, row.start + at, value) for at, value in enumerate(values)]
+            hidden.append(values)
+            sampled.append(row.sampler.choose(values[-1]) if row.sampler else None)
+        return hidden, sampled
+
+    def _layer(self, number: int, row, position: int, value: int) -> int:
+        slots = [row.pages[at // PAGE] * PAGE + at % PAGE for at in range(position + 1)]
+        self.cache[number, slots[-1]] = value
+        return layer([self.cache[number, slot] for slot in slots])
+
+
+@dataclass
+class SmallMesh:
+    seed: int
+    slices: dict[str, Slice]
+    pages: int = 40
+    max_waiting: int = 8
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.nodes = {NodeId(name): self._node(NodeId(name), cut) for name, cut in self.slices.items()}
+        self.links: dict[tuple[NodeId, NodeId], deque] = {}
+        self.forwards: deque = deque()  # (node, rows) being computed
+        self.generations: list[Generation] = []
+        self.delivered: list[list[int]] = []
+        self.finished: list[Finish | None] = []
+        self.now = 0.0
+        self._sessions = 0
+
+    def _node(self, name: NodeId, cut: Slice) -> ToyNode:
+        sessions = StageSessions(
+            me=name,
+            first=cut.start == 0,
+            last=cut.stop == LAYERS,
+            vocab_size=VOCABULARY,
+            pool=PagePool(self.pages, PAGE),
+            make_sampler=lambda sampling, prompt, output: ToySampler(sampling, len(output)),
+            config=StageSessionsConfig(chunk_tokens=4, max_waiting=self.max_waiting),
+        )
+        return ToyNode(name, cut, sessions)
+
+    # ---- the client's side
+
+    def ask(self, prompt: tuple[int, ...], max_tokens: int) -> int:
+        generation = Generation(
+            Request("toy", prompt, Sampling(temperature=0, max_tokens=max_tokens)), self._new_session
+        )
+        self.generations.append(generation)
+        self.delivered.append([])
+        self.finished.append(None)
+        self._gateway(len(self.generations) - 1, generation.begin())
+        return len(self.generations) - 1
+
+    def _new_session(self) -> SessionId:
+        self._sessions += 1
+        return SessionId(f"s{self._sessions}")
+
+    def plan(self, avoid: frozenset[NodeId]) -> Plan:
+        """Any chain of live stages, by chance."""
+        stops, at = [], 0
+        while at < LAYERS:
+            fits = [n for n in self.nodes.values() if n.layers.start == at and n.id not in avoid]
+            if not fits:
+                raise NoRoute(f"nobody holds layer {at}")
+            node = self.random.choice(fits)
+            stops.append(Stop(node.id, node.layers))
+            at = node.layers.stop
+        return Plan(MODEL, "f32", tuple(stops))
+
+    def _gateway(self, index: int, instructions: list) -> None:
+        generation = self.generations[index]
+        for instruction in instructions:
+            match instruction:
+                case Tell(node, message, ids):
+                    self._send(GATEWAY, node, (message, ids))
+                case FindRoute(avoid):
+                    try:
+                        plan = self.plan(avoid)
+                    except ShoalError as error:
+                        self._gateway(index, generation.no_route(error))
+                    else:
+                        self._gateway(index, generation.route(plan))
+                case Deliver(sampled):
+                    self.delivered[index].append(sampled.token)
+                case Finish():
+                    assert self.finished[index] is None, "a generation ends once"
+                    self.finished[index] = instruction
+
+    # ---- the wire
+
+    def _send(self, sender: NodeId, to: NodeId, item) -> None:
+        if to == GATEWAY or to in self.nodes:
+            self.links.setdefault((sender, to), deque()).append(item)
+
+    def _do(self, node: ToyNode, instructions: list) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Connect(session, to):
+                    alive = to in self.nodes
+                    ready = node.sessions.connected(session, self.now) if alive else node.sessions.unreachable(session, "dead")
+                    self._do(node, ready)
+                case Send(to, message):
+                    self._send(node.id, to, (message, ()))
+                case Enqueue(row):
+                    node.ready.append(row)
+                case Drop(session):
+                    node.ready = deque(row for row in node.ready if row.session != session)
+                case Forward():
+                    raise AssertionError("only finish() forwards")
+
+    def kill(self, name: str) -> None:
+        """The node is gone at once; what it had sent may still be under way, what was sent to it is lost."""
+        gone = NodeId(name)
+        self.nodes.pop(gone)
+        self.forwards = deque(each for each in self.forwards if each[0] != gone)
+        self.links = {key: queue for key, queue in self.links.items() if gone not in key}
+        for node in list(self.nodes.values()):
+            self._do(node, node.sessions.node_lost(gone, "killed", self.now))
+        for index, generation in enumerate(self.generations):
+            self._gateway(index, generation.node_lost(gone, "killed"))
+
+    def cancel(self, index: int) -> None:
+        self._gateway(index, self.generations[index].cancel())
+
+    # ---- time
+
+    def turn(self) -> bool:
+        """One thing happens, chosen by chance. False when nothing is left to happen."""
+        moves = [("deliver", key) for key, queue in self.links.items() if queue]
+        moves += [("step", node.id) for node in self.nodes.values() if node.ready and not self._busy(node.id)]
+        moves += [("finish", at) for at in range(len(self.forwards))]
+        if not moves:
+            return self._patience_ends()
+        kind, what = self.random.choice(moves)
+        self.now += 0.001
+        if kind == "deliver":
+            self._deliver(*what)
+        elif kind == "step":
+            node = self.nodes[what]
+            self.forwards.append((what, node.step()))
+        else:
+            self._finish_forward(what)
+        return True
+
+    def _busy(self, name: NodeId) -> bool:
+        return any(node == name for node, _ in self.forwards)
+
+    def _patience_ends(self) -> bool:
+        waiting = [n for n in self.nodes.values() if n.sessions.next_deadline() is not None]
+        for node in waiting:
+            self.now = max(self.now, node.sessions.next_deadline() or 0.0)
+            self._do(node, node.sessions.admit(self.now))
+        return bool(waiting)
+
+    def _finish_forward(self, at: int) -> None:
+        name, rows = self.forwards[at]
+        del self.forwards[at]
+        node = self.nodes[name]
+        hidden, sampled = node.compute(rows)
+        rest = []
+        for instruction in node.sessions.finish(rows, sampled, self.now):
+            if isinstance(instruction, Forward):
+                self._send(name, instruction.node, (instruction.message, [hidden[i] for i in instruction.rows]))
+            else:
+                rest.append(instruction)
+        self._do(node, rest)
+
+    def _deliver(self, sender: NodeId, to: NodeId) -> None:
+        message, body = self.links[sender, to].popleft()
+        if to == GATEWAY:
+            self._to_gateway(sender, message)
+            return
+        node = self.nodes[to]
+        match message:
+            case Open():
+                self._do(node, node.sessions.open(message, tuple(body), sender, self.now))
+            case Close(session):
+                self._do(node, node.sessions.close(session, sender, self.now))
+            case Step(rows):
+                for entry, values in zip(rows, body, strict=True):
+                    self._do(node, node.sessions.receive(entry, values, sender))
+            case Tokens(entries):
+                for entry in entries:
+                    self._do(node, node.sessions.token(entry, sender))
+
+    def _to_gateway(self, sender: NodeId, message) -> None:
+        for index, generation in enumerate(self.generations):
+            match message:
+                case Opened():
+                    self._gateway(index, generation.opened(message, sender))
+                case Refused():
+                    self._gateway(index, generation.refused(message, sender))
+                case Lost():
+                    self._gateway(index, generation.stage_lost(message, sender))
+                case Tokens(entries):
+                    for entry in entries:
+                        self._gateway(index, generation.token(entry, sender))
