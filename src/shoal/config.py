@@ -1,6 +1,6 @@
-"""Settings and folders. The first that speaks wins: flag, `SHOAL_*` variable, `config.toml`, default.
+"""Settings and folders. Flag beats `SHOAL_*` variable beats `config.toml` beats default.
 
-One name everywhere: the setting `api_port` is the variable `SHOAL_API_PORT` and the file's `api_port`.
+One name everywhere: setting `api_port`, variable `SHOAL_API_PORT`, `api_port = ...` in the file.
 Only `cli/` and `node.py` ask here; everything deeper takes arguments.
 """
 
@@ -33,7 +33,7 @@ _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where this node keeps things. Keys are in `data`: cleaning a cache must not change who we are."""
+    """Where this node keeps things. Keys are `data`: cleaning a cache must not change who we are."""
 
     data: Path
     config: Path
@@ -171,7 +171,7 @@ def unknown_variables(env: Mapping[str, str]) -> list[str]:
 
 
 def checked(name: str, value: Any, place: str) -> Any:
-    """`value` in the setting's type; text is read as a number, a truth value or a list with commas."""
+    """`value` in the setting's type; text is read as a number, truth value or list with commas."""
     if name not in setting_types():
         near = get_close_matches(name, setting_types(), n=1)
         known = ", ".join(setting_types())
