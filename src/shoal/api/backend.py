@@ -1,4 +1,4 @@
-"""What the front door needs from the rest of the house. `node.py` hands in something of this shape."""
+"""What the front door needs from the rest of the house; `node.py` hands in something like it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ class ServedModel:
     ready: bool  # a complete route exists now
     tokenizer: Tokenizer | None
     fingerprint: str  # reported as system_fingerprint
-    vocab_size: int = 0  # 0 = unknown; else token ids of a request are checked against it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class GenerationRequest:
 
 
 class Generation(Protocol):
-    """One running session. Iterating gives its tokens; raises StageLost and others in mid-stream."""
+    """One running session. Iterating gives its tokens; raises StageLost and others midway."""
 
     session: SessionId
     route: tuple[tuple[str, str], ...]  # (node name, "a:b") in order of the layers
@@ -63,7 +62,7 @@ class Backend(Protocol):
         ...
 
     async def generate(self, request: GenerationRequest) -> Generation:
-        """Open a session. Raises NoRoute, Overloaded, NoCapacity or PromptTooLong before any token."""
+        """Open a session. Raises NoRoute, Overloaded, NoCapacity or PromptTooLong."""
         ...
 
     def status(self) -> dict[str, Any]:
