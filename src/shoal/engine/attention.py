@@ -1,0 +1,86 @@
+"""Attention of one row over its own context: unpadded, so that a request's bits do not depend on
+its neighbours.
+
+N new tokens of one row · S tokens it may see · H heads · K kv heads · G = H / K
+D head width of queries and keys · W of values
+"""
+
+# ruff: noqa: N803, N806 - the letters at the end of a tensor's name are its axes
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer turns products of queries and keys into weights, beyond the plain softmax."""
+
+    scaling: float | None = None
+    window: int | None = None  # a token sees itself and window - 1 before
+    sinks: Tensor | None = None  # (H,) a score that takes weight and gives nothing (gpt_oss)
+    softcap: float | None = None  # tanh limit of the scores (gemma2)
+
+    @property
+    def plain(self) -> bool:
+        return self.sinks is None and self.softcap is None
+
+
+def attend_row(
+    q_NHD: Tensor, k_1KSD: Tensor, v_1KSW: Tensor, mask_NS: Tensor | None, how: Scores
+) -> Tensor:
+    """Returns (N, H, W). `mask_NS` None means causal when N == S, and everything visible when N ==
+    1.
+    """
+    if not how.plain:
+        return _attend_by_hand(q_NHD, k_1KSD, v_1KSW, mask_NS, how)
+    count, heads, width = q_NHD.shape
+    kv_heads = k_1KSD.shape[1]
+    if (
+        count == 1
+    ):  # the heads that share keys take the place of the query axis: nothing is repeated
+        grouped = q_NHD.reshape(1, kv_heads, heads // kv_heads, width)
+        return scaled_dot_product_attention(grouped, k_1KSD, v_1KSW, scale=how.scaling).reshape(
+            1, heads, -1
+        )
+    out = scaled_dot_product_attention(
+        q_NHD.transpose(0, 1)[None],
+        k_1KSD,
+        v_1KSW,
+        attn_mask=mask_NS,
+        is_causal=mask_NS is None,
+        scale=how.scaling,
+        enable_gqa=kv_heads != heads,
+    )
+    return out[0].transpose(0, 1)
+
+
+def _attend_by_hand(
+    q_NHD: Tensor,
+    k_1KSD: Tensor,
+    v_1KSW: Tensor,
+    mask_NS: Tensor | None,
+    how: Scores,
+) -> Tensor:
+    count, heads, width = q_NHD.shape
+    keys, values = k_1KSD[0], v_1KSW[0]
+    kv_heads, seen = keys.shape[0], keys.shape[1]
+    q_KGND = q_NHD.transpose(0, 1).reshape(kv_heads, -1, width)
+    scores = torch.matmul(q_KGND, keys.transpose(1, 2)).view(heads, count, seen)
+    scores = scores * (width**-0.5 if how.scaling is None else how.scaling)
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    if mask_NS is None and count > 1:
+        mask_NS = torch.ones(count, seen, dtype=torch.bool, device=keys.device).tril_()
+    if mask_NS is not None:
+        scores = scores.masked_fill(~mask_NS, torch.finfo(scores.dtype).min)
+    if how.sinks is not None:
+        sinks = how.sinks.to(scores.dtype).view(heads, 1, 1).expand(heads, count, 1)
+        scores = torch.cat([scores, sinks], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)[..., :seen]
+    out = torch.matmul(weights.reshape(kv_heads, -1, seen), values)
+    return out.view(heads, count, -1).transpose(0, 1)

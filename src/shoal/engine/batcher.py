@@ -1,0 +1,93 @@
+"""Chooses the rows of the next step: first what generates, then prompts in turn. Pure: no clock,
+no torch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .rows import Row
+
+
+def chunk_prompt(
+    ids: Sequence[int], chunk_tokens: int = 256
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """Cut a prompt into (start, ids) at multiples of `chunk_tokens`.
+
+    The cuts depend on nothing but position, so that a prompt computed again elsewhere gives the
+    same bits.
+    """
+    for start in range(0, len(ids), chunk_tokens):
+        yield start, ids[start : start + chunk_tokens]
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class BatcherConfig:
+    max_tokens: int = 512  # prompt tokens of one step, all sessions together
+    max_rows: int = 64
+
+
+class Batcher:
+    """Rows wait here for their step. A session's rows keep their order, and no step has two of
+    them.
+    """
+
+    def __init__(self, config: BatcherConfig | None = None) -> None:
+        self._config = config or BatcherConfig()
+        self._waiting: dict[Hashable, deque[Row]] = {}
+        # sessions by what their oldest row is, in the order of their turn; dicts, because a drop
+        # leaves the middle
+        self._generating: dict[Hashable, None] = {}
+        self._prefilling: dict[Hashable, None] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, row: Row) -> None:
+        rows = self._waiting.setdefault(row.session, deque())
+        rows.append(row)
+        if len(rows) == 1:
+            self._queue_up(row.session)
+
+    def drop(self, session: Hashable) -> None:
+        """Forget all rows of a session."""
+        self._waiting.pop(session, None)
+        self._generating.pop(session, None)
+        self._prefilling.pop(session, None)
+
+    def take(self) -> list[Row]:
+        """The rows of one ragged forward; empty when nothing waits."""
+        places = self._config.max_rows
+        kept = 1 if self._prefilling and places > 1 else 0  # prompts always get on
+        sessions = list(self._generating)[: places - kept]
+        sessions += self._prefills(places - len(sessions))
+        rows = [self._waiting[session].popleft() for session in sessions]
+        for session in sessions:
+            self._generating.pop(session, None)
+            self._prefilling.pop(session, None)
+            self._queue_up(session)
+        return rows
+
+    def _prefills(self, places: int) -> list[Hashable]:
+        """Whose turn it is, as far as the budget goes; the first goes even if it is larger than
+        the budget.
+        """
+        chosen: list[Hashable] = []
+        budget = self._config.max_tokens
+        for session in self._prefilling:
+            budget -= self._waiting[session][0].count
+            if len(chosen) >= places or (chosen and budget < 0):
+                break
+            chosen.append(session)
+        return chosen
+
+    def _queue_up(self, session: Hashable) -> None:
+        rows = self._waiting[session]
+        if not rows:
+            del self._waiting[session]
+        elif rows[0].count == 1:
+            self._generating[session] = None
+        else:
+            self._prefilling[session] = None

@@ -1,0 +1,209 @@
+"""The KV cache: one pair of pools a layer, shared by all sessions, allocated once.
+
+A model sees it as its `past_key_values` (only `update` matters to a decoder) and hands it down to
+the attention hook. Two kinds of layers: *direct* ones attend to exactly what they cached, so the
+context is read in place from the pools; the others (MLA) cache something smaller and compute keys
+and values from it, so the context is gathered for them.
+
+T new tokens, all rows together · C context tokens, all rows together · K heads · D width cached
+"""
+
+# ruff: noqa: N803 - the letters at the end of a tensor's name are its axes
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NoCapacity, UnsupportedModel
+from ..models.slice import ModelSlice
+from .attention import Scores, attend_row
+from .plan import Span, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKv:
+    """What one layer caches for one token: (heads, width) of its first and second part."""
+
+    keys: tuple[int, int]
+    values: tuple[int, int]
+    dtype: torch.dtype
+    direct: bool
+
+    @property
+    def bytes_per_token(self) -> int:
+        heads, width = self.keys
+        value_heads, value_width = self.values
+        return (heads * width + value_heads * value_width) * self.dtype.itemsize
+
+
+KvLayout = dict[int, LayerKv]  # by layer index
+
+
+def kv_bytes_per_token(layout: KvLayout) -> int:
+    return sum(layer.bytes_per_token for layer in layout.values())
+
+
+def pages_for(layout: KvLayout, memory_bytes: int, page_size: int = 16) -> int:
+    """How many pages fit. Raises NoCapacity when not even one does."""
+    pages = int(memory_bytes // (kv_bytes_per_token(layout) * page_size))
+    if pages < 1:
+        raise NoCapacity(f"{memory_bytes} bytes hold no page of {page_size} tokens of KV cache")
+    return pages
+
+
+class _AsCache:
+    """What else transformers asks a cache in passing. The answers only matter to masks, and we
+    build our own.
+    """
+
+    is_compileable = False
+    is_sliding = (False,)
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *_: Any) -> tuple[int, int]:
+        return query_length, 0
+
+    def __len__(self) -> int:
+        return 1
+
+
+class _Probe(_AsCache):
+    """Stands in for the cache in a forward of one token, and notes what each layer caches."""
+
+    def __init__(self) -> None:
+        self.layout: KvLayout = {}
+        self._updated = -1
+        self._keys: Tensor | None = None
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self._updated, self._keys = layer_idx, keys
+        self.layout[layer_idx] = LayerKv(
+            (keys.shape[1], keys.shape[3]),
+            (values.shape[1], values.shape[3]),
+            keys.dtype,
+            direct=False,
+        )
+        return keys, values
+
+    def attend(self, q_1HTD: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        if self._updated not in self.layout:
+            raise UnsupportedModel("its layers attend without a cache of keys and values")
+        seen = self.layout[self._updated]
+        direct = k is self._keys
+        self.layout[self._updated] = LayerKv(seen.keys, seen.values, seen.dtype, direct)
+        return attend_row(q_1HTD[0].transpose(0, 1), k, v, None, Scores(**how))[None]
+
+
+@torch.inference_mode()
+def measure_kv(model: ModelSlice) -> KvLayout:
+    """Learn from a forward of one token what the layers cache. Warms the weights up, too."""
+    probe = _Probe()
+    token = torch.zeros(1, dtype=torch.int64, device=model.device)
+    hidden = torch.zeros(1, model.hidden_size, dtype=model.dtype, device=model.device)
+    model(token if model.first else hidden, token, probe, probe)
+    if sorted(probe.layout) != list(model.layers):
+        raise UnsupportedModel(
+            "some of its layers keep no keys and values, or under another number"
+        )
+    return probe.layout
+
+
+class PagedKv(_AsCache):
+    """The pools of one stage, and attention over them. `begin` a step before each forward."""
+
+    def __init__(self, layout: KvLayout, pages: int, page_size: int, device: torch.device) -> None:
+        self._page_size = page_size
+        self._direct = {index: layer.direct for index, layer in layout.items()}
+        try:
+            self._pools = {
+                index: tuple(
+                    torch.empty(pages * page_size, *shape, dtype=layer.dtype, device=device)
+                    for shape in (layer.keys, layer.values)
+                )
+                for index, layer in layout.items()
+            }
+        except RuntimeError as error:
+            raise NoCapacity(
+                f"no memory for {pages * page_size} tokens of KV cache: {error}"
+            ) from None
+        self._plan: StepPlan
+        self._newest: tuple[Tensor, int]
+
+    def begin(self, plan: StepPlan) -> None:
+        self._plan = plan
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Cache the new tokens, (1, K, T, D) each. Direct layers get them back; the others get (1,
+        K, C, D).
+        """
+        slots = self._plan.slots
+        key_pool, value_pool = self._pools[layer_idx]
+        key_pool.index_copy_(0, slots, keys[0].transpose(0, 1))
+        value_pool.index_copy_(0, slots, values[0].transpose(0, 1))
+        if self._direct[layer_idx]:
+            self._newest = (keys, layer_idx)
+            return keys, values
+        return self._gathered(key_pool), self._gathered(value_pool)
+
+    def _gathered(self, pool: Tensor) -> Tensor:
+        parts = [self._context(pool, span, 0) for span in self._plan.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def _context(self, pool: Tensor, span: Span, first: int) -> Tensor:
+        """Tokens first..stop-1 of a row, (1, K, S, D): in place when its pages are neighbours."""
+        heads, width = pool.shape[1:]
+        step = heads * width
+        if span.pages is None:
+            at = (span.base + first) * step
+            return pool.as_strided((1, heads, span.stop - first, width), (0, width, step, 1), at)
+        skipped = first // self._page_size
+        paged = pool.view(-1, self._page_size, heads, width).index_select(0, span.pages[skipped:])
+        shift = skipped * self._page_size
+        return paged.view(-1, heads, width)[first - shift : span.stop - shift].transpose(0, 1)[None]
+
+    def attend(self, q_1HTD: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        """The `Ragged` of models/attention.py."""
+        scores, plan = Scores(**how), self._plan
+        newest, layer = self._newest if hasattr(self, "_newest") else (None, -1)
+        direct = k is newest
+        rows: list[Tensor] = []
+        at = 0
+        for span, queries in zip(
+            plan.spans, torch.split(q_1HTD[0].transpose(0, 1), plan.counts), strict=True
+        ):
+            first = 0 if scores.window is None else max(0, span.start - scores.window + 1)
+            if direct:
+                key_pool, value_pool = self._pools[layer]
+                keys, values = (
+                    self._context(key_pool, span, first),
+                    self._context(value_pool, span, first),
+                )
+            else:
+                keys, values = (
+                    k[:, :, at + first : at + span.stop],
+                    v[:, :, at + first : at + span.stop],
+                )
+                at += span.stop
+            rows.append(
+                attend_row(queries, keys, values, self._mask(span, first, scores.window), scores)
+            )
+        return (rows[0] if len(rows) == 1 else torch.cat(rows))[None]
+
+    def _mask(self, span: Span, first: int, window: int | None) -> Tensor | None:
+        context = span.stop - first
+        if span.count == 1 or (span.count == context and (window is None or context <= window)):
+            return None
+        return self._plan.mask(span.count, context, window)

@@ -1,0 +1,36 @@
+"""What a step computes: rows, each a run of consecutive tokens of one session. No torch at run
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .sampling import SamplerState
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`count` tokens of `session` from position `start`; `ids` on a first stage, `hidden` (count,
+    E) on others.
+
+    `pages` are all pages of the session. A `sampler` means: choose the token that follows this
+    row's last one.
+    """
+
+    session: Hashable
+    start: int
+    pages: Sequence[int]
+    count: int
+    ids: Sequence[int] | None = None
+    hidden: Tensor | None = None
+    sampler: SamplerState | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count

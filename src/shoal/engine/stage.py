@@ -1,0 +1,136 @@
+"""Runs one slice of one model on this machine: rows in, hidden states or tokens out.
+
+One `step` is one ragged forward of everything that is ready, chunks of prompts and single tokens
+together.
+T tokens of this step · E hidden width · R rows to sample · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..models.slice import ModelSlice
+from . import wire
+from .kv import KvLayout, PagedKv, kv_bytes_per_token, measure_kv, pages_for
+from .plan import StepPlan
+from .request import Sampled
+from .rows import Row
+from .sampling import sample
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class StageConfig:
+    page_size: int = 16  # tokens
+    pages: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`hidden` is (T, E) contiguous, None on a last stage; `sampled[i]` belongs to row i, None
+    where not asked for.
+    """
+
+    hidden: Tensor | None
+    sampled: list[Sampled | None]
+
+
+class Stage:
+    """A slice with its KV cache. Whose the pages are is told with each row."""
+
+    def __init__(
+        self, model: ModelSlice, config: StageConfig | None = None, layout: KvLayout | None = None
+    ) -> None:
+        self.config = config or StageConfig()
+        self.model = model
+        self._layout = layout or measure_kv(model)
+        self._kv = PagedKv(self._layout, self.config.pages, self.config.page_size, model.device)
+
+    @classmethod
+    def fitting(
+        cls,
+        model: ModelSlice,
+        memory_bytes: int,
+        *,
+        page_size: int = 16,
+        max_tokens: int | None = None,
+    ) -> Self:
+        """A stage whose cache takes at most this much memory, and holds at most `max_tokens`."""
+        layout = measure_kv(model)
+        pages = pages_for(layout, memory_bytes, page_size)
+        if max_tokens is not None:
+            pages = min(pages, -(-max_tokens // page_size))
+        return cls(model, StageConfig(page_size=page_size, pages=pages), layout)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return kv_bytes_per_token(self._layout)
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row]) -> StepResult:
+        """One forward of all rows. Raises ValueError for rows that do not fit their pages or this
+        stage.
+        """
+        chosen: list[Sampled | None] = [None] * len(rows)
+        if not self.model.last:
+            return StepResult(self._forward(rows, None).contiguous(), chosen)
+        asked = [index for index, row in enumerate(rows) if row.sampler is not None]
+        logits = self.logits(rows, asked)
+        states = [row.sampler for row in rows if row.sampler is not None]
+        for index, one in zip(asked, sample(logits, states) if states else [], strict=True):
+            chosen[index] = one
+        return StepResult(None, chosen)
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Row], asked: Sequence[int]) -> Tensor:
+        """One forward on a last stage; returns float32 (R, V), what follows the last token of each
+        row asked for.
+        """
+        if not asked:  # prompts in progress: the head is not needed
+            self._forward(rows, None)
+            return torch.empty(0, self.model.vocab_size)
+        ends = list(accumulate(row.count for row in rows))
+        wanted = torch.tensor([ends[index] - 1 for index in asked], device=self.model.device)
+        return self._forward(rows, wanted).float()
+
+    def _forward(self, rows: Sequence[Row], wanted: Tensor | None) -> Tensor:
+        plan = StepPlan.of(rows, self.config.page_size, self.model.device)
+        self._kv.begin(plan)
+        x = self._ids(rows) if self.model.first else self._hidden(rows)
+        if len(x) != len(plan.positions):
+            raise ValueError(f"{len(plan.positions)} tokens announced, {len(x)} given")
+        hidden: Tensor = self.model(x, plan.positions, self._kv, self._kv, wanted)
+        return hidden
+
+    def _ids(self, rows: Sequence[Row]) -> Tensor:
+        ids = [token for row in rows for token in row.ids or ()]
+        return torch.tensor(ids, device=self.model.device)
+
+    def _hidden(self, rows: Sequence[Row]) -> Tensor:
+        parts = [row.hidden for row in rows if row.hidden is not None]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return joined.to(self.model.device)
+
+    # ---- between stages
+
+    def hidden_to_wire(
+        self, result: StepResult, rows: Sequence[Row], chosen: Sequence[int]
+    ) -> memoryview:
+        """The hidden states of some rows of a step, one after the other, as raw little-endian
+        bytes.
+        """
+        if result.hidden is None:
+            raise ValueError("a last stage has no hidden states to send")
+        if len(chosen) == len(rows):
+            return wire.hidden_to_wire(result.hidden)
+        parts = torch.split(result.hidden, [row.count for row in rows])
+        return wire.hidden_to_wire(torch.cat([parts[index] for index in chosen]))
+
+    def hidden_from_wire(self, buffer: bytes | memoryview, count: int) -> Tensor:
+        """(count, E) from a peer's bytes. Raises BadMessage when there are more or fewer."""
+        return wire.hidden_from_wire(buffer, self.model.dtype_name, self.model.hidden_size, count)

@@ -1,0 +1,56 @@
+"""The one thread in which torch runs, and the only bridge between it and asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, Self, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _set_threads(threads: int | None) -> None:
+    """Runs in the engine thread: torch keeps this setting per thread."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+class EngineThread:
+    """`await run(function, *arguments)` computes in the engine thread; calls are done one by one,
+    in order.
+
+    `threads` is how many cores one torch operation may use; None leaves torch's own choice.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def __aenter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(
+            1,
+            thread_name_prefix="shoal-engine",
+            initializer=_set_threads,
+            initargs=(self._threads,),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """A cancelled caller stops waiting; what has begun is computed to its end."""
+        if self._executor is None:
+            raise RuntimeError("the engine thread is not running")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+
+    async def aclose(self) -> None:
+        """Wait for what is being computed; what has not begun is cancelled."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            await asyncio.to_thread(executor.shutdown, wait=True, cancel_futures=True)

@@ -1,0 +1,76 @@
+"""The one hook by which a model's own forward reaches our attention: transformers calls us, we
+call `ragged`.
+
+No mask function is registered under our name, so the models build no masks: whoever attends masks
+by itself.
+"""
+
+# ruff: noqa: N803 - the letters at the end of a tensor's name are its axes
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NAME = "shoal"
+
+
+class Ragged(Protocol):
+    """Attention over a flat axis of tokens that belong to several requests.
+
+    T new tokens · H heads · K kv heads · D head width
+    """
+
+    def attend(
+        self,
+        q_1HTD: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        sinks: Tensor | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Returns (1, T, H, D). `k` and `v` are what the cache's `update` returned, or made from
+        it.
+        """
+        ...
+
+
+def register() -> None:
+    """Make our name known to transformers. Doing it twice is harmless."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    ragged: Ragged | None = None,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    if ragged is None or attention_mask is not None:
+        raise UnsupportedModel(
+            f"{type(module).__name__} does not hand its arguments down to the attention function"
+        )
+    window = named.get("sliding_window") or getattr(module, "sliding_window", None)
+    sinks = named.get("s_aux")
+    return ragged.attend(
+        query,
+        key,
+        value,
+        scaling=named.get("scaling"),
+        window=window,
+        sinks=sinks if sinks is not None else getattr(module, "sinks", None),
+        softcap=named.get("softcap"),
+    ), None

@@ -1,0 +1,163 @@
+"""A transformers model without its weights, cut down to a slice: foreign layers only pass through.
+
+The layer list keeps its length, so layer indices, `config.layer_types` and every pattern over
+layers stay global.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UnsupportedModel
+from ..units import Slice
+from . import attention
+
+SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention"}
+# what library code raises when it is asked for something that it cannot do
+LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class PassThrough(nn.Module):
+    """Stands for a layer of another stage; keeps the plain attributes that a model's loop may ask
+    its layers for.
+    """
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(like).items():
+            if isinstance(value, str | int | float) and name not in self.__dict__:
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty` has no content, so nothing is lost on `meta`: weights take no memory, computed
+    buffers are real.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice from transformers while we use it."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_config(raw: dict[str, Any]) -> Any:
+    """transformers' own configuration object. Raises UnsupportedModel for what is unknown or no
+    plain decoder.
+    """
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = raw["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModel(
+            f"transformers {__version__} does not know models of type {model_type!r}",
+            hint="code that comes with a checkpoint is never run; a newer shoal may know it",
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(raw))
+    except LIBRARY_ERRORS as error:
+        raise UnsupportedModel(
+            f"transformers cannot read this {model_type} configuration: {error}"
+        ) from error
+    _check_config(config)
+    return config
+
+
+def _check_config(config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is not config:
+        raise _unsupported(config, "it is not a plain text decoder")
+    kinds = set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS
+    if kinds:
+        raise _unsupported(config, f"its layers need {', '.join(sorted(kinds))}")
+    if getattr(config, "attention_chunk_size", None):
+        raise _unsupported(config, "its layers need chunked_attention")
+
+
+def _unsupported(config: Any, why: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"models of type {config.model_type} cannot be served yet: {why}",
+        hint="decoders that keep nothing but keys and values are served: llama, qwen3, mixtral, ...",
+    )
+
+
+def causal_class(config: Any) -> Any:
+    """The ...ForCausalLM class of this configuration; imports only its own modelling file."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _unsupported(config, "it has no text generation head")
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not getattr(found, "_supports_attention_backend", False):
+        raise _unsupported(config, "its attention cannot be replaced")
+    return found
+
+
+def build(raw_config: dict[str, Any], layers: Slice, dtype: torch.dtype) -> Any:
+    """The model with own layers on `meta`, foreign ones passing through, and the ends that are not
+    ours left out.
+    """
+    config = read_config(raw_config)
+    model_class = causal_class(config)
+    with _EmptyOnMeta():
+        model = model_class._from_config(config, dtype=dtype, attn_implementation="eager")
+    attention.register()
+    model.config._attn_implementation = attention.NAME
+    _cut(model, layers)
+    return model.eval()
+
+
+def _cut(model: Any, layers: Slice) -> None:
+    base = model.base_model
+    if not all(hasattr(base, name) for name in ("layers", "norm", "embed_tokens")) or not hasattr(
+        model, "lm_head"
+    ):
+        raise _unsupported(
+            model.config, "it does not name its parts embed_tokens, layers, norm, lm_head"
+        )
+    count = len(base.layers)
+    for index in range(count):
+        if not layers.start <= index < layers.stop:
+            base.layers[index] = PassThrough(base.layers[index])
+    if layers.stop < count:
+        base.norm, model.lm_head = nn.Identity(), nn.Identity()
+    tied = layers.stop == count and bool(getattr(model.config, "tie_word_embeddings", False))
+    if layers.start > 0 and not tied:
+        base.embed_tokens = nn.Identity()
