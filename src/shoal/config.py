@@ -33,7 +33,7 @@ _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where this node keeps things. Keys are `data`: cleaning a cache must not change who we are."""
+    """Where things are kept. Keys are `data`: an emptied cache must not change who we are."""
 
     data: Path
     config: Path
@@ -59,6 +59,11 @@ class Folders:
     @property
     def identity_file(self) -> Path:
         return self.data / "identity"
+
+    @property
+    def mesh_file(self) -> Path:
+        """The secret of the private mesh that this node founded."""
+        return self.data / "mesh"
 
     @property
     def relay_dir(self) -> Path:
