@@ -1,0 +1,31 @@
+"""The options that several commands share, so that one name means one thing everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, for programs.")]
+Api = Annotated[
+    str | None,
+    typer.Option(
+        "--api",
+        metavar="URL",
+        help="The node to ask; the one running on this machine if not given.",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", metavar="KEY", help="The node's API key, if it wants one."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="f32|bf16|f16", help="Compute type; the checkpoint's own if not given."
+    ),
+]
+Quant = Annotated[
+    str | None,
+    typer.Option("--quant", metavar="none|int8", help="Weights as they are, or as int8."),
+]
