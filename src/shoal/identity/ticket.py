@@ -70,7 +70,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         body = _unpack(_normalised(text))
         try:
             return msgspec.msgpack.decode(body, type=cls)
-        except msgspec.MsgspecError:
+        except (ValueError, RecursionError):  # what msgspec raises on a stranger's bytes
             raise BadTicket(
                 "this ticket was made by a different version of shoal",
                 hint="update shoal on both machines and run `shoal invite` again",

@@ -1,0 +1,85 @@
+"""The interface of a bus, and what its listeners are told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from ..units import NodeId
+from .announcement import Announcement
+
+MAX_PAYLOAD_BYTES = 16 << 10  # of a sealed message; relays take events up to 64 KiB
+MAX_RELAYS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """`error` is the last thing that went wrong with this relay, or ""."""
+
+    url: str
+    connected: bool
+    attempts: int
+    error: str
+
+
+def nobody(*_: object) -> None:
+    """A listener that does not care."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Called on the event loop, for what has passed every check. A callback must not block."""
+
+    on_announcement: Callable[[Announcement], None] = nobody
+    on_gone: Callable[[NodeId], None] = nobody
+    on_sealed: Callable[[NodeId, bytes], None] = nobody  # sender, payload
+
+
+class Bus(Protocol):
+    """Lossy, unordered, shared with strangers: nothing here is acknowledged end to end.
+
+    Entering connects to all relays and returns once one is up, or after a timeout: a relay
+    that is down only shows in `status`. Those who come late are told what is still valid.
+    Our own announcements are not told to ourselves.
+    """
+
+    dropped: Counter[str]  # what arrived and was not handed on, by reason
+
+    def listen(
+        self,
+        on_announcement: Callable[[Announcement], None] = nobody,
+        on_gone: Callable[[NodeId], None] = nobody,
+        on_sealed: Callable[[NodeId, bytes], None] = nobody,
+    ) -> None:
+        """Set the callbacks; call before entering."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def announce(self, announcement: Announcement) -> None:
+        """Replace our announcement everywhere; relays that return or are added get it too.
+
+        It runs out after its lifetime: the caller announces again before that.
+        """
+
+    async def withdraw(self) -> None:
+        """Say goodbye: the others see us gone at once."""
+
+    async def send_sealed(self, to: NodeId, payload: bytes) -> None:
+        """Send up to MAX_PAYLOAD_BYTES that only `to` can read, if it listens now.
+
+        Raises InvalidRequest when it is too large, LinkClosed when no relay took it.
+        """
+
+    async def add_relay(self, url: str) -> None:
+        """Use one more relay; a known or surplus one changes nothing. Raises BadConfig."""
+
+    def status(self) -> list[RelayStatus]:
+        """Every relay, as of now."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The relays that we use, up or down."""

@@ -1,0 +1,154 @@
+"""What a relay delivered becomes an announcement, a goodbye or a message, or is dropped.
+
+Checks go from cheap to dear: size, time, rate, signature, content, proofs. No socket, no clock
+of its own; nothing that arrives can raise out of here, and what is dropped is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import PeerError
+from ..identity import Mesh
+from ..units import NodeId
+from .base import Listener
+from .letters import (
+    MAX_ANNOUNCEMENT_CHARS,
+    read_announcement,
+    read_letter,
+)
+from .limits import Bounded, Buckets, TokenBucket
+
+MAX_AGE_S = 900
+MAX_AHEAD_S = 60
+
+_MAX_WRAP_CHARS = 1 << 16  # as large as relays take events
+_MAX_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An event off a relay, nothing of it believed yet.
+
+    `expires_at` is None without an expiration. `is_genuine` checks id and signature.
+    """
+
+    author: NodeId
+    created_at: int
+    expires_at: int | None
+    topics: tuple[str, ...]
+    content: str
+    is_genuine: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsealed:
+    """What was inside a wrap: its proven sender, an id that no replay can change, the text."""
+
+    sender: NodeId
+    seal_id: str
+    text: str
+
+
+class _Dropped(Exception):
+    """A reason to drop a note, as counted."""
+
+
+class Inbox:
+    """Judges what arrives for `node` in `mesh`; `listener` hears what has passed."""
+
+    def __init__(self, mesh: Mesh, node: NodeId, clock: Callable[[], float]) -> None:
+        self._mesh, self._node, self._clock = mesh, node, clock
+        self.listener = Listener()
+        self.dropped: Counter[str] = Counter()
+        self._all = TokenBucket(per_s=400, burst=4000)
+        self._authors: Buckets[NodeId] = Buckets(per_s=1, burst=30)
+        self._senders: Buckets[NodeId] = Buckets(per_s=20, burst=100)
+        self._newest: Bounded[NodeId, int] = Bounded(_MAX_REMEMBERED)
+        self._opened: Bounded[str, None] = Bounded(_MAX_REMEMBERED)
+
+    def announcement(self, note: Note) -> None:
+        self._judge(note, self._hear_announcement)
+
+    def goodbye(self, note: Note) -> None:
+        self._judge(note, self._hear_goodbye)
+
+    def sealed(self, note: Note, unseal: Callable[[], Unsealed]) -> None:
+        """`unseal` raises PeerError; it is called once the wrap itself has passed."""
+        self._judge(note, lambda wrap: self._hear_sealed(wrap, unseal))
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] += 1
+
+    def _judge(self, note: Note, hear: Callable[[Note], Callable[[], None] | None]) -> None:
+        tell: Callable[[], None] | None = None
+        try:
+            tell = hear(note)
+        except _Dropped as reason:
+            self.drop(str(reason))
+        except PeerError as error:
+            self.drop(error.code)
+        if tell is not None:
+            tell()  # not above: an error of the listener is not the peer's
+
+    def _hear_announcement(self, note: Note) -> Callable[[], None] | None:
+        if note.author == self._node:
+            return None
+        self._check(note, MAX_ANNOUNCEMENT_CHARS, on_topic=True)
+        self._check_newer(note, self._newest.get(note.author, -1) + 1)
+        announcement = read_announcement(self._mesh, note.content)
+        if announcement.node != note.author:
+            raise _Dropped("card of another node")
+        self._check_time(announcement.sent_at)
+        announcement.verify()
+        self._newest[note.author] = note.created_at
+        return lambda: self.listener.on_announcement(announcement)
+
+    def _hear_goodbye(self, note: Note) -> Callable[[], None] | None:
+        if note.author == self._node:
+            return None
+        self._check(note, MAX_ANNOUNCEMENT_CHARS, on_topic=True)
+        self._check_newer(note, self._newest.get(note.author, 0))
+        self._newest[note.author] = note.created_at
+        return lambda: self.listener.on_gone(note.author)
+
+    def _hear_sealed(self, note: Note, unseal: Callable[[], Unsealed]) -> Callable[[], None] | None:
+        self._check(note, _MAX_WRAP_CHARS, on_topic=False)
+        unsealed = unseal()
+        if not self._senders.take(unsealed.sender, self._clock()):
+            raise _Dropped("too many of one sender")
+        if unsealed.seal_id in self._opened:
+            raise _Dropped("replayed")
+        payload = read_letter(self._mesh, unsealed.text, self._clock())
+        self._opened[unsealed.seal_id] = None
+        return lambda: self.listener.on_sealed(unsealed.sender, payload)
+
+    def _check(self, note: Note, max_chars: int, *, on_topic: bool) -> None:
+        now = self._clock()
+        if len(note.content) > max_chars:
+            raise _Dropped("too large")
+        self._check_time(note.created_at)
+        if note.expires_at is not None and note.expires_at <= now:
+            raise _Dropped("expired")
+        if on_topic and self._mesh.topic not in note.topics:
+            raise _Dropped("another topic")
+        if not self._all.take(now):
+            raise _Dropped("too many in all")
+        if not note.is_genuine():
+            raise _Dropped("forged")
+        if on_topic and not self._authors.take(note.author, now):
+            raise _Dropped("too many of one author")
+
+    def _check_time(self, at: int) -> None:
+        now = self._clock()
+        if at > now + MAX_AHEAD_S:
+            raise _Dropped("from the future")
+        if at < now - MAX_AGE_S:
+            raise _Dropped("too old")
+
+    def _check_newer(self, note: Note, least: int) -> None:
+        """Slow relays deliver what another one has overtaken."""
+        if note.created_at < least:
+            raise _Dropped("overtaken")
