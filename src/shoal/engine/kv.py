@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -45,14 +46,6 @@ KvLayout = dict[int, LayerKv]  # by layer index
 
 def kv_bytes_per_token(layout: KvLayout) -> int:
     return sum(layer.bytes_per_token for layer in layout.values())
-
-
-def pages_for(layout: KvLayout, memory_bytes: int, page_size: int = 16) -> int:
-    """How many pages fit. Raises NoCapacity when not even one does."""
-    pages = int(memory_bytes // (kv_bytes_per_token(layout) * page_size))
-    if pages < 1:
-        raise NoCapacity(f"{memory_bytes} bytes hold no page of {page_size} tokens of KV cache")
-    return pages
 
 
 class _AsCache:
@@ -105,9 +98,18 @@ class _Probe(_AsCache):
         return attend_row(q_1HTD[0].transpose(0, 1), k, v, None, Scores(**how))[None]
 
 
+_measured: WeakKeyDictionary[ModelSlice, KvLayout] = WeakKeyDictionary()
+
+
+def kv_layout(model: ModelSlice) -> KvLayout:
+    """What the layers cache: learnt once, from a forward of one token, which warms the weights."""
+    if model not in _measured:
+        _measured[model] = _measure(model)
+    return _measured[model]
+
+
 @torch.inference_mode()
-def measure_kv(model: ModelSlice) -> KvLayout:
-    """Learn from a forward of one token what the layers cache. Warms the weights up, too."""
+def _measure(model: ModelSlice) -> KvLayout:
     probe = _Probe()
     token = torch.zeros(1, dtype=torch.int64, device=model.device)
     hidden = torch.zeros(1, model.hidden_size, dtype=model.dtype, device=model.device)

@@ -4,9 +4,11 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ..units import SessionId
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,7 @@ class Row:
     row's last one.
     """
 
-    session: Hashable
+    session: SessionId
     start: int
     pages: Sequence[int]
     count: int

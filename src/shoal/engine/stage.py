@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from ..models.slice import ModelSlice
 from . import wire
-from .kv import KvLayout, PagedKv, kv_bytes_per_token, measure_kv, pages_for
+from .kv import PagedKv, kv_bytes_per_token, kv_layout
 from .plan import StepPlan
 from .request import Sampled
 from .rows import Row
@@ -40,36 +39,20 @@ class StepResult:
     sampled: list[Sampled | None]
 
 
+def pages_for(model: ModelSlice, memory_bytes: int, page_size: int = 16) -> int:
+    """How many pages of KV cache fit into so much memory; 0 when not even one does."""
+    return memory_bytes // (kv_bytes_per_token(kv_layout(model)) * page_size)
+
+
 class Stage:
     """A slice with its KV cache. Whose the pages are is told with each row."""
 
-    def __init__(
-        self, model: ModelSlice, config: StageConfig | None = None, layout: KvLayout | None = None
-    ) -> None:
+    def __init__(self, model: ModelSlice, config: StageConfig | None = None) -> None:
         self.config = config or StageConfig()
         self.model = model
-        self._layout = layout or measure_kv(model)
-        self._kv = PagedKv(self._layout, self.config.pages, self.config.page_size, model.device)
-
-    @classmethod
-    def fitting(
-        cls,
-        model: ModelSlice,
-        memory_bytes: int,
-        *,
-        page_size: int = 16,
-        max_tokens: int | None = None,
-    ) -> Self:
-        """A stage whose cache takes at most this much memory, and holds at most `max_tokens`."""
-        layout = measure_kv(model)
-        pages = pages_for(layout, memory_bytes, page_size)
-        if max_tokens is not None:
-            pages = min(pages, -(-max_tokens // page_size))
-        return cls(model, StageConfig(page_size=page_size, pages=pages), layout)
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self._layout)
+        layout = kv_layout(model)
+        self.kv_bytes_per_token = kv_bytes_per_token(layout)
+        self._kv = PagedKv(layout, self.config.pages, self.config.page_size, model.device)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> StepResult:

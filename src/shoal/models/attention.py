@@ -63,14 +63,17 @@ def _attend(
         raise UnsupportedModel(
             f"{type(module).__name__} does not hand its arguments down to the attention function"
         )
-    window = named.get("sliding_window") or getattr(module, "sliding_window", None)
-    sinks = named.get("s_aux")
     return ragged.attend(
         query,
         key,
         value,
         scaling=named.get("scaling"),
-        window=window,
-        sinks=sinks if sinks is not None else getattr(module, "sinks", None),
+        window=_told_or_held("sliding_window", "sliding_window", named, module) or None,
+        sinks=_told_or_held("s_aux", "sinks", named, module),
         softcap=named.get("softcap"),
     ), None
+
+
+def _told_or_held(argument: str, attribute: str, named: dict[str, Any], module: nn.Module) -> Any:
+    """An argument counts even when it is None; models that pass none may hold it in the module."""
+    return named[argument] if argument in named else getattr(module, attribute, None)

@@ -34,7 +34,7 @@ SAMPLED_BYTES = 256
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")  # say nothing about the model
 LAYER_KEY = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 STORED = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
 
@@ -171,7 +171,12 @@ def _needed(name: str, layers: Slice, *, first: bool, last: bool, tied: bool) ->
     return last
 
 
-def open_checkpoint(name: str) -> Checkpoint:
+def is_hub_id(name: str) -> bool:
+    """True for `ORGANISATION/NAME`, whether or not the hub has it."""
+    return HUB_NAME.fullmatch(name) is not None
+
+
+def open_checkpoint(name: str, *, download: bool = True) -> Checkpoint:
     """Open a local folder, a hub id `ORGANISATION/NAME` or the built-in `shoal-tiny`; no weights
     are read or fetched.
 
@@ -182,8 +187,8 @@ def open_checkpoint(name: str) -> Checkpoint:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _open_folder(folder.resolve(), folder.resolve().name)
-    if HUB_NAME.fullmatch(name) and not name.startswith("."):
-        return _open_hub(name)
+    if is_hub_id(name):
+        return _open_hub(name, download=download)
     raise ModelNotFound(
         f"there is no model {name!r}",
         hint=f"give a folder with config.json and safetensors files, a hub id such as "
@@ -199,15 +204,17 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
     return Checkpoint(name, folder, config, tensors, print_of.model_id)
 
 
-def _open_hub(repo: str) -> Checkpoint:
+def _open_hub(repo: str, *, download: bool) -> Checkpoint:
     """The fingerprint covers the commit instead of sampled bytes, so that it is the same before
     and after a download.
     """
-    folder = hub.fetch(repo, hub.SMALL_FILES)
+    folder = hub.fetch(repo, hub.SMALL_FILES, download=download)
     config = _read_config(folder, repo)
     try:
         tensors = dict(_local_tensors(folder))
     except ModelNotFound:
+        if not download:
+            raise
         tensors = hub.remote_tensors(repo, folder.name)
         for info in tensors.values():
             _check_file_name(info.file)

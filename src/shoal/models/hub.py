@@ -23,14 +23,30 @@ SMALL_FILES = (
 )
 
 
-def fetch(repo: str, files: Iterable[str], revision: str | None = None) -> Path:
+def is_cached(repo: str) -> bool:
+    """Is anything of this repository here? No question is sent to the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+def fetch(
+    repo: str, files: Iterable[str], revision: str | None = None, *, download: bool = True
+) -> Path:
     """Have these files (or patterns) in the cache; returns the snapshot's folder, whose name is
     the commit.
     """
     from huggingface_hub import snapshot_download
 
     with _explained(repo):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(files),
+                local_files_only=not download,
+            )
+        )
 
 
 def remote_tensors(repo: str, revision: str) -> dict[str, TensorInfo]:

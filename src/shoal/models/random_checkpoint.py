@@ -25,7 +25,8 @@ def write_random_checkpoint(
     """
     parsed = read_config(config)
     generator = torch.Generator().manual_seed(seed)
-    with quiet():
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         model = causal_class(parsed)._from_config(
             parsed, dtype=getattr(torch, dtype), attn_implementation="eager"
         )
@@ -41,7 +42,7 @@ def _randomise(model: Any, generator: torch.Generator) -> None:
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-        if tensor.dim() == 1:
+        if tensor.dim() < 2:
             tensor.add_(0.1 * noise)
         else:
             tensor.copy_(noise * (0.3 if "embed" in name else tensor.shape[-1] ** -0.5))

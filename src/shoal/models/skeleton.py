@@ -94,9 +94,7 @@ def read_config(raw: dict[str, Any]) -> Any:
     try:
         config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(raw))
     except LIBRARY_ERRORS as error:
-        raise UnsupportedModel(
-            f"transformers cannot read this {model_type} configuration: {error}"
-        ) from error
+        raise UnsupportedModel(f"this {model_type} configuration is wrong: {error}") from error
     _check_config(config)
     return config
 
@@ -114,7 +112,7 @@ def _check_config(config: Any) -> None:
 def _unsupported(config: Any, why: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"models of type {config.model_type} cannot be served yet: {why}",
-        hint="decoders that keep nothing but keys and values are served: llama, qwen3, mixtral, ...",
+        hint="decoders that keep only keys and values are served: llama, qwen3, mixtral, ...",
     )
 
 
@@ -150,7 +148,7 @@ def _cut(model: Any, layers: Slice) -> None:
         model, "lm_head"
     ):
         raise _unsupported(
-            model.config, "it does not name its parts embed_tokens, layers, norm, lm_head"
+            model.config, "its parts are not named embed_tokens, layers, norm and lm_head"
         )
     count = len(base.layers)
     for index in range(count):
