@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.transport.addresses import (
+    WILDCARDS,
     format_address,
     is_loopback,
     network_of,
@@ -55,7 +56,7 @@ def test_loopback_is_known_in_all_its_forms() -> None:
 
 def test_a_wildcard_is_announced_as_addresses_that_can_be_dialled() -> None:
     assert reachable_hosts("192.0.2.7") == ["192.0.2.7"]
-    for wildcard in ("", "0.0.0.0", "::"):
+    for wildcard in WILDCARDS:
         hosts = reachable_hosts(wildcard)
         assert hosts
         assert wildcard not in hosts

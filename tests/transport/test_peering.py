@@ -136,8 +136,8 @@ def assert_one_common_link(world: World) -> None:
     first, second = world.sides
     assert first.live is not None
     assert first.live is second.live
-    assert not first.offered and not first.parked and first.answered is None
-    assert not second.offered and not second.parked and second.answered is None
+    for side in world.sides:
+        assert (side.answered, side.offered, side.parked) == (None, [], [])
 
 
 @settings(max_examples=300)

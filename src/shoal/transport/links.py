@@ -97,6 +97,11 @@ class Links:
         """Nodes with a link that can be used, sorted."""
         return sorted(node for node, peer in self._peers.items() if peer.live is not None)
 
+    def is_connected(self, node: NodeId) -> bool:
+        """True when a frame to `node` needs no dial; always for ourselves."""
+        peer = self._peers.get(node)
+        return node == self.node or (peer is not None and peer.live is not None)
+
     async def connect(self, node: NodeId) -> None:
         """Return when there is a link. Raises LinkClosed with the reasons if there will be none."""
         if node != self.node:

@@ -260,7 +260,7 @@ class Peer:
         if link is not self.live:
             raise BadFrame("a frame before the link was agreed on")
         if self._bucket is not None:
-            self._throttle(self._bucket, frame)
+            self._throttle(self._bucket, len(frame.header) + len(frame.body))
         self._owner.deliver(self.node, frame)
 
     def _control_came(self, link: Link, message: Control) -> None:
@@ -278,16 +278,15 @@ class Peer:
             case _:
                 raise BadMessage(f"{type(message).__name__} out of place")
 
-    def _throttle(self, bucket: TokenBucket, frame: Frame) -> None:
-        wait_s = bucket.take(len(frame.header) + len(frame.body), self._loop.time())
-        if wait_s > 0 and not self._throttled:
-            self._throttled = True
-            self._adjust_reading()
-            self._loop.call_later(wait_s, self._unthrottle)
-
-    def _unthrottle(self) -> None:
-        self._throttled = False
+    def _throttle(self, bucket: TokenBucket, count: int) -> None:
+        """Spend `count` bytes of what the peer may send, and stop reading while it is in debt."""
+        wait_s = bucket.take(count, self._loop.time())
+        if count and self._throttled:
+            return  # the timer is running and will look again
+        self._throttled = wait_s > 0
         self._adjust_reading()
+        if self._throttled:
+            self._loop.call_later(wait_s, self._throttle, bucket, 0)
 
     def _adjust_reading(self) -> None:
         if (link := self.live) is None:
