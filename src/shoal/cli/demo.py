@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ..errors import InvalidRequest, LocalError, NotRunning
+from ..units import Slice
 from .children import Children, sandbox, shoal_command
 from .client import NodeClient
 from .completions import Tally, stream_answer
@@ -27,7 +28,6 @@ from .reports import MeshModel, MeshNode, MeshStage
 
 if TYPE_CHECKING:
     from ..models.checkpoint import Checkpoint
-    from ..units import Slice
 
 POLL_S = 0.2
 READY_TIMEOUT_S = 600.0
@@ -110,7 +110,9 @@ def opened(model: str, nodes: int) -> tuple[Checkpoint, list[Slice]]:
             hint=f"--nodes {checkpoint.layers} or fewer",
             param="nodes",
         )
-    return checkpoint, split(checkpoint.layer_bytes, nodes)
+    last = Slice(checkpoint.layers - 1, checkpoint.layers)
+    head_bytes = checkpoint.slice_bytes(last) - checkpoint.layer_bytes[-1]
+    return checkpoint, split(checkpoint.layer_bytes, nodes, head_bytes=head_bytes)
 
 
 def start(plan: DemoPlan, slices: list[Slice], children: Children) -> NodeClient:

@@ -78,10 +78,6 @@ def up(
     """Make this machine a node: detect, join, serve, answer; until Ctrl-C."""
     if exit_with_parent:
         leave_with_parent()
-    from ..config import load_settings
-    from ..identity import Ticket
-    from ..node import node_config
-
     listen_host, listen_port = split_listen(listen)
     flags: dict[str, Any] = {
         "mesh": mesh,
@@ -100,6 +96,10 @@ def up(
         "listen_port": listen_port,
         "lan": False if no_lan else None,
     }
+    from ..config import load_settings
+    from ..identity import Ticket
+    from ..node import node_config
+
     config = node_config(
         load_settings(flags),
         ticket=Ticket.decode(join) if join else None,
