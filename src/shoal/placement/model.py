@@ -1,0 +1,110 @@
+"""What placement needs to know of a model and of the nodes, free of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+from ..units import NodeId, Seconds, Slice
+from .capacity import Capacities
+
+State = Literal["joining", "serving", "draining"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Bytes of a model's parts as they will lie in memory.
+
+    When `tied`, embedding and head share a matrix: `head_bytes` includes it, and a stage with both
+    ends holds it once.
+    """
+
+    layer_bytes: tuple[int, ...]
+    embed_bytes: int
+    head_bytes: int
+    tied: bool = False
+    kv_bytes_per_token_per_layer: int = 0
+
+    @classmethod
+    def measured(
+        cls, layer_bytes: Sequence[int], slice_bytes: Callable[[Slice], int], kv_bytes: int
+    ) -> ModelShape:
+        """From a checkpoint's own sums: `slice_bytes` includes the ends that a slice has."""
+        layers = len(layer_bytes)
+        whole = slice_bytes(Slice(0, layers)) - sum(layer_bytes)
+        if layers == 1:
+            return cls(tuple(layer_bytes), 0, whole, False, kv_bytes)
+        embed = slice_bytes(Slice(0, 1)) - layer_bytes[0]
+        head = slice_bytes(Slice(layers - 1, layers)) - layer_bytes[-1]
+        return cls(tuple(layer_bytes), embed, head, whole < embed + head, kv_bytes)
+
+    @property
+    def layers(self) -> int:
+        return len(self.layer_bytes)
+
+    @cached_property
+    def sums(self) -> tuple[int, ...]:
+        """Bytes of the first n layers, for n from 0 to all."""
+        return tuple(accumulate(self.layer_bytes, initial=0))
+
+    def ends_bytes(self, *, embedding: bool, head: bool) -> int:
+        """Bytes beside the layers of a stage with these ends."""
+        sizes = (self.embed_bytes * embedding, self.head_bytes * head)
+        return max(sizes) if self.tied else sum(sizes)
+
+    def slice_bytes(self, layers: Slice) -> int:
+        """All weights of a stage, ends included."""
+        ends = self.ends_bytes(embedding=layers.start == 0, head=layers.stop == self.layers)
+        return self.sums[layers.stop] - self.sums[layers.start] + ends
+
+    def moved_bytes(self, new: Slice, old: Slice | None) -> int:
+        """Bytes to load for `new` on a node that holds `old`."""
+        if old is None:
+            return self.slice_bytes(new)
+        start, stop = max(new.start, old.start), min(new.stop, old.stop)
+        kept = self.sums[stop] - self.sums[start] if start < stop else 0
+        return self.sums[new.stop] - self.sums[new.start] - kept + self._moved_ends(new, old)
+
+    def _moved_ends(self, new: Slice, old: Slice) -> int:
+        first, last = new.start == 0, new.stop == self.layers
+        had_first, had_last = old.start == 0, old.stop == self.layers
+        if not self.tied:
+            return self.ends_bytes(embedding=first > had_first, head=last > had_last)
+        had = self.ends_bytes(embedding=had_first, head=had_last)
+        return max(0, self.ends_bytes(embedding=first, head=last) - had)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node that can hold layers of the model. Leave out nodes that are draining.
+
+    `layers` is what it serves or is loading, None when it is free. A pinned node never moves.
+    """
+
+    node: NodeId
+    capacities: Capacities
+    layers: Slice | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A stage as routing sees it."""
+
+    node: NodeId
+    layers: Slice
+    state: State
+    compute: str
+    layer_seconds: Seconds  # one layer, one decoded token
+    overhead_seconds: Seconds  # each step, whatever the number of layers
+    queue: int  # sessions that wait for their turn
+    free_tokens: int  # room in the KV cache
+
+    @property
+    def step_seconds(self) -> float:
+        """What one token costs here, with those that wait before it."""
+        own = len(self.layers) * self.layer_seconds + self.overhead_seconds
+        return own * (1 + self.queue)
