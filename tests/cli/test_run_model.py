@@ -2,6 +2,13 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+
+from shoal.cli import run_model
+from shoal.cli.client import NodeClient
 
 from .conftest import Shoal
 from .fake_node import FakeNode, problem
@@ -69,3 +76,48 @@ def test_a_named_api_that_does_not_answer_starts_no_node(shoal: Shoal) -> None:
         nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
         result = shoal("run", "shoal-tiny", "hello", "--api", nowhere, asks=False)
     assert result.exit_code == 3
+
+
+def test_a_conversation_remembers_and_ends_with_bye(
+    fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["hello", "", "and then?", "/bye", "never read"])
+    monkeypatch.setattr("builtins.input", lambda mark: next(lines))
+    talk = run_model.Conversation(NodeClient(fake_node.url), "shoal-tiny", {}, raw=False)
+    run_model.converse(talk)
+    assert capsys.readouterr().out == 2 * "    if n < 2: return n\n"
+    roles = [[message["role"] for message in body["messages"]] for _, body in fake_node.asked]
+    assert roles == [["user"], ["user", "assistant", "user"]]
+
+
+def test_ctrl_c_stops_an_answer_but_not_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def ask(self, prompt: str, show: object) -> None:
+            raise KeyboardInterrupt
+
+    lines = iter(["first", "second"])
+    monkeypatch.setattr("builtins.input", lambda mark: read(lines))
+    run_model.converse(Interrupted())  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("(stopped)") == 2
+
+
+def read(lines: Iterator[str]) -> str:
+    for line in lines:
+        return line
+    raise EOFError
+
+
+def test_the_embedded_node_is_asked_when_none_runs(
+    shoal: Shoal, fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own name of the model is used: a folder's name means nothing to the API."""
+    monkeypatch.setattr(run_model, "is_running", lambda client: False)
+    monkeypatch.setattr(
+        run_model, "embedded", lambda model, flags: nullcontext(NodeClient(fake_node.url))
+    )
+    result = shoal("run", "./a/folder", "hello", asks=False)
+    assert result.exit_code == 0
+    assert "starting one for ./a/folder" in result.stderr
+    assert fake_node.asked[0][1]["model"] == "shoal-tiny"

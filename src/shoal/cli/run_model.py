@@ -92,12 +92,12 @@ def run_model(
         raise InvalidRequest("--json wants one PROMPT", hint='shoal run MODEL "PROMPT" --json')
     asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     options = {name: value for name, value in asked.items() if value is not None}
-    with node_for(model, api, api_key, {"dtype": dtype, "quant": quant}) as client:
-        conversation = Conversation(client, model, options, system=system, raw=raw)
+    with node_for(model, api, api_key, {"dtype": dtype, "quant": quant}) as (client, name):
+        conversation = Conversation(client, name, options, system=system, raw=raw)
         if prompt is None:
             converse(conversation)
         elif as_json:
-            json_line(as_object(model, conversation.ask(prompt, lambda text: None)))
+            json_line(as_object(name, conversation.ask(prompt, lambda text: None)))
         else:
             conversation.ask(prompt, stream)
             stream("\n")
@@ -141,19 +141,24 @@ def as_object(model: str, tally: Tally) -> dict[str, Any]:
 @contextmanager
 def node_for(
     model: str, api: str | None, api_key: str | None, flags: dict[str, Any]
-) -> Iterator[NodeClient]:
-    """The running node; without one and without --api, one in this process that serves `model`."""
+) -> Iterator[tuple[NodeClient, str]]:
+    """The running node and what it calls the model; without one and without --api, one in this
+    process that serves it."""
     client = connect(api, api_key)
+    if api is not None or is_running(client):
+        yield client, model
+        return
+    note(f"no node runs here: starting one for {model} until this command ends")
+    with embedded(model, flags) as own:
+        yield own, own.node().stages[0].model_name
+
+
+def is_running(client: NodeClient) -> bool:
     try:
         client.node()
     except NotRunning:
-        if api is not None:
-            raise
-        note(f"no node runs here: starting one for {model} until this command ends")
-        with embedded(model, flags) as own:
-            yield own
-    else:
-        yield client
+        return False
+    return True
 
 
 @contextmanager
@@ -164,7 +169,8 @@ def embedded(model: str, flags: dict[str, Any]) -> Iterator[NodeClient]:
     from ..config import load_settings
     from ..node import Node, node_config
 
-    settings = load_settings({"model": model, "api_port": 0, "lan": False, **flags})
+    alone = {"api_port": 0, "lan": False, "listen_host": "127.0.0.1"}
+    settings = load_settings({"model": model, **alone, **flags})
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(Node(node_config(settings))) as node,
