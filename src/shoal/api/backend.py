@@ -38,7 +38,11 @@ class Generation(Protocol):
     """One running session. Iterating gives its tokens; raises StageLost and others midway."""
 
     session: SessionId
-    route: tuple[tuple[str, str], ...]  # (node name, "a:b") in order of the layers
+
+    @property
+    def route(self) -> tuple[tuple[str, str], ...]:
+        """(node name, "a:b") in the order of the layers; another one after a recovery."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Sampled]: ...
 

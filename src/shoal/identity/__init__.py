@@ -8,7 +8,7 @@ Start reading at `keys.py`.
 
 from .card import CARD_BYTES, Card
 from .ed25519 import check_public_key, sign, verify
-from .keys import Identity, friendly_name, load_or_create
+from .keys import Identity, friendly_name, load_or_create, load_or_create_secret
 from .mesh import Mesh
 from .nostr_keys import node_of, public_key_of
 from .ticket import SECRET_BYTES, Ticket
@@ -23,6 +23,7 @@ __all__ = [
     "check_public_key",
     "friendly_name",
     "load_or_create",
+    "load_or_create_secret",
     "node_of",
     "public_key_of",
     "sign",

@@ -75,13 +75,18 @@ def load_or_create(path: Path) -> Identity:
 
     Raises BadConfig when the file cannot be used; an existing file is never overwritten.
     """
+    return Identity.from_secret(load_or_create_secret(path))
+
+
+def load_or_create_secret(path: Path) -> bytes:
+    """The 32 bytes kept in the file `path`: a node's own secret, or that of a private mesh."""
     try:
         if not path.exists():
             _create(path, secrets.token_bytes(SECRET_BYTES))
-        return Identity.from_secret(_read(path))
+        return _read(path)
     except OSError as error:
         raise BadConfig(
-            f"the node's secret {path} cannot be used: {error.strerror}",
+            f"the secret {path} cannot be used: {error.strerror}",
             hint="check the folder's owner and permissions, or set SHOAL_HOME to one you own",
         ) from None
 
@@ -108,7 +113,7 @@ def _read(path: Path) -> bytes:
         text = file.read(_FILE_BYTES + 1)
     if os.name == "posix" and mode & 0o077:
         raise BadConfig(
-            f"the node's secret {path} can be read by other users of this machine",
+            f"the secret {path} can be read by other users of this machine",
             hint=f"chmod 600 {path}",
         )
     try:
@@ -117,7 +122,7 @@ def _read(path: Path) -> bytes:
         secret = b""
     if len(secret) != SECRET_BYTES:
         raise BadConfig(
-            f"{path} does not hold a node's secret ({2 * SECRET_BYTES} hex digits)",
+            f"{path} does not hold a secret ({2 * SECRET_BYTES} hex digits)",
             hint="restore it from your backup, or move it away to become a new node",
         )
     return secret

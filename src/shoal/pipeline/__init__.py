@@ -9,7 +9,7 @@ The protocol is pure: `stage.py` is the stage's side of a session, `generation.p
 from .gateway import Gateway, Planner, Stream
 from .generation import GenerationConfig, Plan, Request, Stop
 from .service import Pipeline
-from .serving import Served, Serving, ServingConfig
+from .serving import Served, Serving, ServingConfig, import_engine
 from .worker import StageKey, StageWorker
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "StageWorker",
     "Stop",
     "Stream",
+    "import_engine",
 ]

@@ -15,7 +15,7 @@ import msgspec
 
 from ..engine.request import Sampled, Sampling
 from ..errors import BadMessage
-from ..transport import Frame
+from ..transport import Bytes, Frame
 from ..units import ModelId, NodeId, SessionId, Slice
 
 CHANNEL = 1  # of the transport's frames
@@ -100,16 +100,17 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-def to_frame(message: Message, body: bytes | memoryview = b"") -> Frame:
+def to_frame(message: Message, body: Bytes = b"") -> Frame:
     return Frame(CHANNEL, _encoder.encode(message), body)
 
 
 def from_frame(frame: Frame) -> Message:
     """Raises BadMessage: unknown tags and wrong types are refused before our code sees them."""
     try:
-        return _decoder.decode(frame.header)
+        message: Message = _decoder.decode(frame.header)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadMessage(f"a pipeline message does not decode: {error}") from None
+    return message
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
@@ -119,7 +120,7 @@ def pack_ids(ids: Sequence[int]) -> bytes:
     return words.tobytes()
 
 
-def unpack_ids(body: bytes | memoryview) -> tuple[int, ...]:
+def unpack_ids(body: Bytes) -> tuple[int, ...]:
     if len(body) % 4:
         raise BadMessage(f"{len(body)} bytes are not a list of 32-bit token ids")
     words = array.array("I", bytes(body))

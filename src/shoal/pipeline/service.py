@@ -8,7 +8,7 @@ from typing import Self
 
 from ..errors import BadMessage, LinkClosed, Overloaded
 from ..events import Emit
-from ..transport import Frame, Links
+from ..transport import Bytes, Frame, Links
 from ..units import NodeId
 from .gateway import Gateway, Planner
 from .generation import GenerationConfig
@@ -100,7 +100,7 @@ class Pipeline:
             worker.token(entry, sender)
         self.gateway.token(entry, sender)
 
-    def _open(self, message: Open, body: bytes | memoryview, sender: NodeId) -> None:
+    def _open(self, message: Open, body: Bytes, sender: NodeId) -> None:
         key = StageKey(message.model, message.compute, message.layers)
         if key in self._workers and not self._workers[key][0].draining:
             self._workers[key][0].open(message, body, sender)

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
 from ..engine.pages import PagePool
@@ -17,15 +16,19 @@ from ..errors import EngineMissing, NoCapacity
 from ..events import Emit, StageChanged
 from ..models.checkpoint import Checkpoint
 from ..transport import Links
-from ..units import NodeId, Slice, readable_bytes
+from ..engine.rows import Row
+from ..units import NodeId, SessionId, Slice, readable_bytes
 from .service import Pipeline
 from .stage import StageSessions
 from .worker import StageKey, StageWorker
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..engine.stage import Stage
     from ..engine.thread import EngineThread
 
+Compute = Literal["f32", "bf16", "f16", "int8"]
 WARM_UP_STEPS = 3
 
 
@@ -35,7 +38,6 @@ class ServingConfig:
     kv_tokens: int = 0  # 0 = as many as fit, up to `max_contexts` full contexts
     max_contexts: int = 16
     page_tokens: int = 16
-    threads: int = 0  # 0 = leave it to torch
     dtype: str | None = None  # None = the checkpoint's own
     quant: Literal["none", "int8"] = "none"
     device: str = "cpu"
@@ -48,28 +50,42 @@ class Served:
 
     checkpoint: Checkpoint
     layers: Slice
-    compute: str
+    compute: Compute
     state: Literal["joining", "serving", "draining"]
     layer_seconds: float
+    pinned: bool
     worker: StageWorker | None = None
 
 
-def _load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> tuple[Stage, int]:
-    """Prove the family, read the slice's bytes, set its pages aside; returns the stage and its number of pages."""
+def compute_class(checkpoint: Checkpoint, config: ServingConfig) -> Compute:
+    """Stages work together only when they compute in the same class."""
+    return "int8" if config.quant == "int8" else cast(Compute, config.dtype or checkpoint.dtype)
+
+
+def import_engine() -> None:
+    """Seconds of work. Raises EngineMissing when torch and friends are not installed."""
     try:
-        from ..engine.prove import prove
-        from ..engine.stage import Stage, StageConfig, pages_for
-        from ..models.slice import load_slice
+        from ..engine import prove, sampling, stage
+        from ..models import slice as slices
     except ImportError as error:
         raise EngineMissing(
             f"this machine cannot compute: {error}",
             hint='install the engine with: pip install "shoal[engine]"',
         ) from error
+    del prove, sampling, stage, slices
+
+
+def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> Stage:
+    """Prove the family, read the slice's bytes, set its pages aside."""
+    import_engine()
+    from ..engine.prove import prove
+    from ..engine.stage import Stage, StageConfig, pages_for
+    from ..models.slice import load_slice
+
     prove(checkpoint, config.proofs_dir)
-    weights = checkpoint.slice_bytes(layers)
     model = load_slice(checkpoint, layers, config.dtype, config.quant, config.device)
-    room = config.memory_bytes - weights
-    pages = pages_for(model, max(room, 0), config.page_tokens)
+    weights = weight_bytes(model)
+    pages = pages_for(model, max(0, config.memory_bytes - weights), config.page_tokens)
     wanted = config.kv_tokens or config.max_contexts * checkpoint.context_length
     pages = min(pages, -(-wanted // config.page_tokens))
     if pages < 1:
@@ -78,7 +94,29 @@ def _load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) ->
             f"{readable_bytes(weights)} of weights in {readable_bytes(config.memory_bytes)}",
             hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
         )
-    return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages)), pages
+    return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def warm_up(stage: Stage, clock: Callable[[], float]) -> float:
+    """Seconds of a step with one token, the best of a few: the first ones compile kernels."""
+    import torch
+
+    ids = hidden = None
+    if stage.model.first:
+        ids = (0,)
+    else:
+        hidden = torch.zeros(1, stage.model.hidden_size, dtype=stage.model.dtype)
+    row = Row(SessionId("warm-up"), 0, (0,), 1, ids, hidden)
+    taken = []
+    for _ in range(WARM_UP_STEPS):
+        started = clock()
+        stage.step([row])
+        taken.append(clock() - started)
+    return min(taken)
 
 
 class Serving:
@@ -107,23 +145,29 @@ class Serving:
     def held(self, model: str) -> Served | None:
         return self._served.get(model)
 
-    async def serve(self, checkpoint: Checkpoint, layers: Slice, seconds_per_layer: float) -> None:
-        """Load a slice and put it into service; a slice of the same model that we held is drained first."""
+    async def serve(
+        self, checkpoint: Checkpoint, layers: Slice, layer_seconds: float, *, pinned: bool
+    ) -> None:
+        """Load a slice and put it into service. `layer_seconds` is a guess until it is measured.
+
+        A slice of the same model that we held serves until then, and its sessions find another way.
+        """
         model = checkpoint.model_id
         before = self._served.get(model)
         compute = compute_class(checkpoint, self._config)
-        self._put(Served(checkpoint, layers, compute, "joining", seconds_per_layer))
+        self._put(Served(checkpoint, layers, compute, "joining", layer_seconds, pinned))
         try:
-            stage, pages = await self._thread.run(_load_stage, checkpoint, layers, self._config)
-            step_seconds = await self._thread.run(_warm_up, stage, checkpoint, layers)
+            stage = await self._thread.run(load_stage, checkpoint, layers, self._config)
+            step_seconds = await self._thread.run(warm_up, stage, self._clock)
         except BaseException:
             self._forget(model, "failed")
             raise
         if before is not None and before.worker is not None:
             self._pipeline.stop(before.worker.key)
-        worker = self._worker(checkpoint, layers, compute, stage, pages)
+        worker = self._worker(checkpoint, layers, compute, stage)
         self._pipeline.serve(worker)
-        self._put(Served(checkpoint, layers, compute, "serving", step_seconds / len(layers), worker))
+        measured = step_seconds / len(layers)
+        self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))
 
     def drain(self) -> None:
         """Take no new sessions; those that run go on."""
@@ -142,7 +186,7 @@ class Serving:
         return tuple(self._offer(served) for served in self.slices)
 
     def _worker(
-        self, checkpoint: Checkpoint, layers: Slice, compute: str, stage: Stage, pages: int
+        self, checkpoint: Checkpoint, layers: Slice, compute: Compute, stage: Stage
     ) -> StageWorker:
         from ..engine.sampling import SamplerState
 
@@ -151,7 +195,7 @@ class Serving:
             first=layers.start == 0,
             last=layers.stop == checkpoint.layers,
             vocab_size=checkpoint.vocab_size,
-            pool=PagePool(pages, self._config.page_tokens),
+            pool=PagePool(stage.config.pages, stage.config.page_size),
             make_sampler=SamplerState,
         )
         return StageWorker(
@@ -179,6 +223,7 @@ class Serving:
             free_tokens=sessions.pool.free_tokens if sessions else 0,
             total_tokens=sessions.pool.total_tokens if sessions else 0,
             context_length=served.checkpoint.context_length,
+            pinned=served.pinned,
         )
 
     def _put(self, served: Served) -> None:

@@ -14,9 +14,9 @@ from ..engine.batcher import Batcher
 from ..engine.rows import Row
 from ..errors import BadMessage, LinkClosed, LocalError, Overloaded
 from ..events import Emit, PagesChanged, StepDone
-from ..transport import Links
+from ..transport import Bytes, Links
 from ..units import ModelId, NodeId, SessionId, Slice
-from .messages import Open, RowEntry, Step, TokenEntry, Tokens, to_frame, unpack_ids
+from .messages import Message, Open, RowEntry, Step, TokenEntry, Tokens, to_frame, unpack_ids
 from .stage import Connect, Drop, Enqueue, Forward, Instruction, Send, StageSessions
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class StageWorker:
 
     # ---- messages in
 
-    def open(self, message: Open, body: bytes | memoryview, sender: NodeId) -> None:
+    def open(self, message: Open, body: Bytes, sender: NodeId) -> None:
         self._do(self.sessions.open(message, unpack_ids(body), sender, self._clock()))
 
-    def step(self, message: Step, body: bytes | memoryview, sender: NodeId) -> None:
+    def step(self, message: Step, body: Bytes, sender: NodeId) -> None:
         if not any(row.session in self.sessions for row in message.rows):
             return
         hidden = self._stage.hidden_from_wire(body, sum(row.count for row in message.rows))
@@ -110,10 +110,10 @@ class StageWorker:
                     raise AssertionError("forwards come from finish(), which _dispatch handles")
         self._arm_timer()
 
-    def _send(self, node: NodeId, message: object, body: bytes | memoryview = b"") -> None:
+    def _send(self, node: NodeId, message: Message, body: Bytes = b"") -> None:
         """A message that cannot be sent needs no answer here: the lost link ends its sessions."""
         try:
-            self._links.send(node, to_frame(message, body))  # type: ignore[arg-type]
+            self._links.send(node, to_frame(message, body))
         except (LinkClosed, Overloaded) as error:
             self.node_lost(node, error.message)
 

@@ -1,0 +1,43 @@
+"""The checkpoints that this machine can open, by the name under which the mesh speaks of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ModelNotFound, ShoalError
+from .checkpoint import BUILTIN, Checkpoint, is_hub_id, open_checkpoint
+from .hub import is_cached
+from .text import Tokenizer
+
+
+class Catalogue:
+    """Opens each checkpoint once. A name that a peer speaks of is never a path and never starts a download."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Checkpoint] = {}
+        self._absent: set[str] = set()
+        self._tokenizers: dict[Path, Tokenizer] = {}
+
+    def add(self, name_or_path: str) -> Checkpoint:
+        """What our own user asked for: a folder, a hub id (downloaded when needed) or the built-in model."""
+        checkpoint = open_checkpoint(name_or_path)
+        self._open[checkpoint.name] = checkpoint
+        return checkpoint
+
+    def known(self, name: str) -> Checkpoint | None:
+        """The checkpoint of this name when its files are here, else None."""
+        if name not in self._open and name not in self._absent:
+            try:
+                if name != BUILTIN and not (is_hub_id(name) and is_cached(name)):
+                    raise ModelNotFound(f"{name} is not on this machine")
+                self.add(name)
+            except ShoalError:
+                self._absent.add(name)
+        return self._open.get(name)
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
+        """Raises UnsupportedModel when the checkpoint has none that we can read."""
+        folder = checkpoint.folder
+        if folder not in self._tokenizers:
+            self._tokenizers[folder] = Tokenizer.open(folder)
+        return self._tokenizers[folder]

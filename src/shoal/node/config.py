@@ -1,0 +1,88 @@
+"""What a node is told before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import Folders, Settings
+from ..errors import BadConfig, InvalidRequest
+from ..identity import Mesh, Ticket, load_or_create_secret
+from ..units import Slice
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class NodeConfig:
+    folders: Folders
+    mesh: Mesh
+    name: str = ""  # "" = the friendly name of the identity
+    relays: tuple[str, ...] = ()
+    relay_port: int | None = None  # of the embedded relay; None = any, and only when there is no other relay
+    lan: bool = True
+    listen_host: str = ""  # "" = every interface
+    listen_port: int = 0
+    api_host: str = "127.0.0.1"
+    api_port: int = 7470
+    api_key: str = ""
+    serve: bool = True
+    model: str = ""  # "" = whatever the mesh needs, else the built-in one
+    layers: Slice | None = None  # pinned by hand
+    memory: str = "60%"
+    dtype: str | None = None
+    quant: Literal["none", "int8"] = "none"
+    threads: int = 0
+    kv_tokens: int = 0
+
+
+def node_config(
+    settings: Settings,
+    *,
+    ticket: Ticket | None = None,
+    private: bool = False,
+    serve: bool = True,
+    relay_port: int | None = None,
+) -> NodeConfig:
+    """Join settings and what only `shoal up` can say. Raises BadConfig or InvalidRequest where they contradict."""
+    if ticket is not None and private:
+        raise InvalidRequest(
+            "--join and --private contradict: the ticket says which mesh it is",
+            hint="leave one of them out",
+        )
+    if settings.layers and not settings.model:
+        raise BadConfig(
+            "layers are pinned without a model", hint="say which: --model M --layers A:B"
+        )
+    if settings.quant == "int8" and settings.dtype:
+        raise BadConfig(
+            "int8 fixes the type of the hidden states: it is the checkpoint's own",
+            hint="leave --dtype out, or use --quant none",
+        )
+    return NodeConfig(
+        folders=settings.folders,
+        mesh=_mesh(settings, ticket, private),
+        name=settings.name,
+        relays=(*settings.relays, *(ticket.relays if ticket else ())),
+        relay_port=relay_port,
+        lan=settings.lan,
+        listen_host="" if settings.listen_host == "0.0.0.0" else settings.listen_host,  # noqa: S104
+        listen_port=settings.listen_port,
+        api_host=settings.api_host,
+        api_port=settings.api_port,
+        api_key=settings.api_key,
+        serve=serve,
+        model=settings.model,
+        layers=Slice.parse(settings.layers) if settings.layers else None,
+        memory=settings.memory,
+        dtype=settings.dtype or None,
+        quant=settings.quant,
+        threads=settings.threads,
+        kv_tokens=settings.kv_tokens,
+    )
+
+
+def _mesh(settings: Settings, ticket: Ticket | None, private: bool) -> Mesh:
+    if ticket is not None:
+        return Mesh.of(ticket)
+    if private:
+        return Mesh.private(load_or_create_secret(settings.folders.mesh_file))
+    return Mesh.public(settings.mesh)

@@ -1,0 +1,418 @@
+"""One running member of a mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Self
+
+import msgspec
+
+from .. import __version__
+from ..api import ApiServer, config_for_bind, create_app
+from ..bus import Announcement, StageOffer
+from ..bus.lan import LanDiscovery
+from ..bus.membership import Membership
+from ..bus.nostr import NostrBus
+from ..bus.relay import EmbeddedRelay
+from ..config import parse_memory
+from ..engine.thread import EngineThread
+from ..errors import LinkClosed, NoCapacity, ShoalError
+from ..events import EventHub
+from ..hardware import detect, load_or_measure
+from ..identity import Identity, Ticket, load_or_create
+from ..models.catalogue import Catalogue
+from ..models.checkpoint import BUILTIN, Checkpoint
+from ..pipeline import Pipeline, Serving, ServingConfig, import_engine
+from ..telemetry import Metrics
+from ..transport import Contact, Links, TlsCarrier, TlsConfig
+from ..units import NodeId, Slice
+from . import report
+from .backend import MeshBackend
+from .choosing import choose
+from .config import NodeConfig
+from .router import Router
+
+LEAVE_S = 10.0  # how long running sessions may take when we leave
+RECONNECT_S = 2.0  # a lost neighbour is given so long before it counts as gone
+SETTLE_S = 0.5  # between a change of the view and a move
+GUESSED_BYTES_PER_S = 1e10  # memory bandwidth where it was not measured
+FIRST_VIEW_S = 0.5  # what others announce arrives within this after the relays are connected
+
+
+class Node:
+    """`async with Node(config) as node:` joins the mesh; leaving the block says goodbye and frees everything.
+
+    The API answers from the start; `wait_serving` returns once our own slice is in service.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.events = EventHub()
+        self.started = time.monotonic()
+        self._stack = AsyncExitStack()
+        self._catalogue = Catalogue()
+        self._doubtful: set[NodeId] = set()
+        self._model: Checkpoint | None = None  # the one we serve, or mean to
+        self._chance = random.Random()
+        self._view_changed = asyncio.Event()
+        self._serving_done: asyncio.Future[None]
+        self._failed: asyncio.Future[None]
+
+    # ---- life
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Parts are started from the inside out, and so they end from the outside in."""
+        loop = asyncio.get_running_loop()
+        self._serving_done, self._failed = loop.create_future(), loop.create_future()
+        config = self.config
+        self.identity = load_or_create(config.folders.identity_file)
+        self.name = config.name or self.identity.name
+        self.capability = await asyncio.to_thread(detect)
+        self._offered_bytes = parse_memory(config.memory, self.capability.memory_bytes)
+        self._thread = await stack.enter_async_context(EngineThread(config.threads or None))
+        if config.serve:  # seconds of work: begin at once
+            importing = asyncio.ensure_future(self._thread.run(import_engine))
+            stack.callback(importing.cancel)
+            importing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.relay = await self._start_relay(stack)
+        relays = (*config.relays, *((self.relay.url,) if self.relay else ()))
+        self.bus = NostrBus(self.identity, config.mesh, relays, emit=self.events.emit)
+        self.membership = Membership(
+            self.bus,
+            self.identity,
+            self._describe,
+            emit=self.events.emit,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            chance=self._chance,
+        )
+        self.membership.on_change(self._view_changed.set)
+        await self._start_pipeline(stack)
+        self._tasks = await stack.enter_async_context(_Background())
+        await stack.enter_async_context(self.bus)
+        await self._start_lan(stack)
+        self._tasks.start(self.membership.run(), self._failed)
+        stack.push_async_callback(self._leave)
+        await self._start_api(stack)
+        self._tasks.start(self._keep_serving(), self._failed)
+
+    async def _start_relay(self, stack: AsyncExitStack) -> EmbeddedRelay | None:
+        """Ours runs when asked for, or when there is no other."""
+        config = self.config
+        if config.relays and config.relay_port is None:
+            return None
+        host = config.listen_host or "0.0.0.0"  # noqa: S104 - the mesh has to reach it
+        return await stack.enter_async_context(
+            EmbeddedRelay(host=host, port=config.relay_port or 0)
+        )
+
+    async def _start_pipeline(self, stack: AsyncExitStack) -> None:
+        config, emit = self.config, self.events.emit
+        carrier = TlsCarrier(
+            self.identity, TlsConfig(host=config.listen_host, port=config.listen_port)
+        )
+        self.links = Links(
+            self.identity, [carrier], resolve=self._resolve, admit=self._admit, emit=emit
+        )
+        self.links.on_lost(self._on_lost)
+        self.router = Router(
+            self.identity.node, self._catalogue, self._offers, lambda: frozenset(self._doubtful)
+        )
+        self.pipeline = Pipeline(self.links, self.router.plan, emit=emit, clock=time.monotonic)
+        self.metrics = Metrics()
+        self.events.listen(self.metrics.listen)
+        await stack.enter_async_context(self.pipeline)
+        await stack.enter_async_context(self.links)
+        self.serving = Serving(
+            self.identity.node,
+            self.pipeline,
+            self.links,
+            self._thread,
+            self._serving_config(),
+            emit=emit,
+            clock=time.monotonic,
+            changed=self.membership.changed,
+        )
+
+    def _serving_config(self) -> ServingConfig:
+        config = self.config
+        return ServingConfig(
+            memory_bytes=self._offered_bytes,
+            kv_tokens=config.kv_tokens,
+            dtype=config.dtype,
+            quant=config.quant,
+            proofs_dir=config.folders.proofs_dir,
+        )
+
+    async def _start_lan(self, stack: AsyncExitStack) -> None:
+        if not self.config.lan:
+            return
+        port = self.relay.port if self.relay else 0
+        found = LanDiscovery(
+            self.identity.node,
+            self.config.mesh,
+            lambda url: self._tasks.start(self.bus.add_relay(url), None),
+            port=port,
+        )
+        await stack.enter_async_context(found)
+
+    async def _start_api(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        backend = MeshBackend(
+            self.router,
+            self.pipeline.gateway,
+            started_at=int(time.time()),
+            is_loading=lambda: not self._serving_done.done(),
+            status=self.status,
+            mesh=self.mesh,
+        )
+        app = create_app(
+            backend, config_for_bind(config.api_host, config.api_key or None), self.metrics.render
+        )
+        self.api = await stack.enter_async_context(
+            ApiServer(app, config.api_host, config.api_port)
+        )
+        runtime = config.folders.runtime_file
+        runtime.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        runtime.write_bytes(msgspec.json.encode({"pid": os.getpid(), "api": self.api_url}))
+        stack.callback(runtime.unlink, missing_ok=True)
+
+    async def _leave(self) -> None:
+        """Goodbye first, so that nobody plans with us; then what runs here may end in peace."""
+        self.serving.drain()
+        with contextlib.suppress(ShoalError):
+            await self.membership.leave()
+        deadline = time.monotonic() + LEAVE_S
+        while self._is_busy() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self.serving.stop()
+
+    def _is_busy(self) -> bool:
+        return any(len(worker.sessions) for worker in self.pipeline.workers)
+
+    # ---- what a caller may ask
+
+    @property
+    def api_url(self) -> str:
+        return self.api.url
+
+    def ticket(self) -> Ticket:
+        """What another machine needs to join."""
+        mesh = self.config.mesh
+        relays = list(self.config.relays)
+        if self.relay is not None:
+            hosts = [address.rpartition(":")[0] for address in self.links.addresses]
+            relays += [f"ws://{host}:{self.relay.port}" for host in hosts]
+        return Ticket(
+            mesh=mesh.name, secret=mesh.secret, relays=tuple(relays[:8]), addresses=self.links.addresses[:16]
+        )
+
+    async def wait_serving(self) -> None:
+        """Back once our slice is in service (at once without one). Raises what prevented it."""
+        await asyncio.shield(self._serving_done)
+
+    async def run_until(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set. Raises what a part of the node died of."""
+        stopping = asyncio.create_task(stop.wait())
+        self._failed.add_done_callback(lambda _: stopping.cancel())
+        try:
+            await stopping
+        except asyncio.CancelledError:
+            if not self._failed.done():
+                raise
+            self._failed.result()
+
+    def status(self) -> dict[str, Any]:
+        config = self.config
+        workers = {worker.key.model: worker for worker in self.pipeline.workers}
+        return {
+            "node": self.identity.node,
+            "name": self.name,
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self.started, 1),
+            "mesh": {"label": config.mesh.label, "private": config.mesh.is_private},
+            "relays": [report.plain(relay) for relay in self.bus.status()],
+            "addresses": list(self.links.addresses),
+            "capability": report.plain(self.capability),
+            "stages": [
+                report.stage_report(
+                    offer,
+                    sessions=len(workers[offer.model].sessions) if offer.model in workers else 0,
+                    pages_used=workers[offer.model].sessions.pool.used_fraction
+                    if offer.model in workers
+                    else 0.0,
+                )
+                for offer in self.serving.offers()
+            ],
+            "links": [{"node": node, "name": self._name_of(node)} for node in self.links.peers()],
+            "faults": {node or "unproven": count for node, count in self.links.faults.items()},
+            "ticket": self.ticket().encode(),
+        }
+
+    def mesh(self) -> dict[str, Any]:
+        me, now = self.identity.node, time.monotonic()
+        seen = [(self._describe(0), now), *self.membership.view.nodes.values()]
+        return {
+            "nodes": [report.node_report(each, me=me, age_s=now - at) for each, at in seen],
+            "models": report.model_reports([each for each, _ in seen]),
+        }
+
+    def _name_of(self, node: NodeId) -> str:
+        known = self.membership.view.get(node)
+        return known.name if known else node
+
+    # ---- the mesh around us
+
+    def _describe(self, sequence: int) -> Announcement:
+        return Announcement(
+            card=self.identity.card,
+            name=self.name,
+            addresses=self.links.addresses,
+            capability=self.capability,
+            stages=self.serving.offers(),
+            gateway=True,
+            software=f"shoal {__version__}",
+            sequence=sequence,
+            sent_at=int(time.time()),
+            offered_bytes=self._offered_bytes if self.config.serve else 0,
+            can_serve=(self._model.model_id,) if self._model else (),
+        )
+
+    def _offers(self) -> Iterator[tuple[NodeId, StageOffer]]:
+        for offer in self.serving.offers():
+            yield self.identity.node, offer
+        for announcement in self.membership.view.announcements():
+            for offer in announcement.stages:
+                yield announcement.node, offer
+
+    def _resolve(self, node: NodeId) -> Contact | None:
+        known = self.membership.view.get(node)
+        return Contact(node, known.card.transport_key, known.addresses) if known else None
+
+    def _admit(self, node: NodeId) -> bool:
+        """Anyone may knock at a public mesh's node; a private one knows its members by their announcements."""
+        return not self.config.mesh.is_private or self.membership.view.get(node) is not None
+
+    def _on_lost(self, node: NodeId, reason: str) -> None:
+        """No new session is planned through a lost neighbour until it is reached again."""
+        self._doubtful.add(node)
+        self._tasks.start(self._reconnect(node), None)
+
+    async def _reconnect(self, node: NodeId) -> None:
+        try:
+            async with asyncio.timeout(RECONNECT_S):
+                await self.links.connect(node)
+        except (LinkClosed, TimeoutError):
+            self.membership.suspect(node)
+        self._doubtful.discard(node)
+
+    # ---- our own slice
+
+    async def _keep_serving(self) -> None:
+        """Serve what the user or the mesh wants, and follow the mesh as it changes."""
+        try:
+            if self.config.serve:
+                await self._serve_first()
+        except ShoalError as error:
+            self._serving_done.set_exception(error)
+            self._serving_done.exception()  # whoever waits gets it; without a waiter it is no news
+            raise
+        self._serving_done.set_result(None)
+        if self.config.serve and self.config.layers is None:
+            await self._follow_the_mesh()
+
+    async def _serve_first(self) -> None:
+        config = self.config
+        if config.layers is None:  # a pinned slice needs no figures to be chosen by
+            measured = config.folders.capability_file
+            self.capability = await self._thread.run(load_or_measure, measured)
+        if config.model:
+            self._model = await asyncio.to_thread(self._catalogue.add, config.model)
+        if config.layers is None and self.bus.urls:
+            self.membership.changed()  # say what we could serve, and hear what the others do
+            await asyncio.sleep(FIRST_VIEW_S)
+        if self._model is None:
+            self._model = self._wanted_model()
+        layers = config.layers or self._choice()
+        if layers is None:
+            raise NoCapacity(
+                f"not one layer of {self._model.name} fits into {config.memory} of this machine's memory",
+                hint="allow more with --memory 80%, or take a smaller model with --model",
+            )
+        await self._serve(self._model, layers)
+
+    def _wanted_model(self) -> Checkpoint:
+        """What the mesh serves and we have the files of, else the built-in model."""
+        for name in self.router.model_names():
+            if checkpoint := self._catalogue.known(name):
+                return checkpoint
+        return self._catalogue.add(BUILTIN)
+
+    def _choice(self) -> Slice | None:
+        if self._model is None:
+            return None
+        others = self.membership.view.announcements()
+        return choose(self._model, self._describe(0), others, int8=self.config.quant == "int8")
+
+    async def _serve(self, checkpoint: Checkpoint, layers: Slice) -> None:
+        rate = self.capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
+        guess = max(checkpoint.layer_bytes) / rate
+        pinned = self.config.layers is not None
+        await self.serving.serve(checkpoint, layers, guess, pinned=pinned)
+
+    async def _follow_the_mesh(self) -> None:
+        """Move when the mesh has a hole that we can fill; a short wait lets the view settle first."""
+        while True:
+            self._view_changed.clear()
+            await self._view_changed.wait()
+            await asyncio.sleep(SETTLE_S * self._chance.uniform(1, 2))
+            layers, held = self._choice(), self.serving.slices
+            if self._model is not None and layers and (not held or held[0].layers != layers):
+                await self._serve(self._model, layers)
+
+
+class _Background:
+    """Tasks of the node that run beside everything else. Leaving the block cancels them."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start(
+        self, work: Coroutine[None, None, None], failed: asyncio.Future[None] | None
+    ) -> None:
+        """Run `work`; what it raises is put into `failed`, for whoever runs the node."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._done, failed))
+
+    def _done(self, failed: asyncio.Future[None] | None, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if failed is not None and not failed.done():
+            failed.set_exception(error)
+            failed.exception()
