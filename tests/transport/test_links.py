@@ -349,7 +349,7 @@ async def test_a_peer_that_falls_silent_is_given_up_within_the_limit() -> None:
         begin = loop.time()
         mesh.network.freeze(birch.id)
         await until(lambda: amber.lost)
-        assert 0.6 < loop.time() - begin <= 1.0
+        assert 0.6 < loop.time() - begin < 1.2  # 0.9, and what a busy machine is late by
         assert amber.lost == [(birch.id, "it fell silent")]
         assert not amber.links.faults
 

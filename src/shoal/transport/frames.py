@@ -64,55 +64,46 @@ class FrameReader:
 
     def __init__(self, limits: FrameLimits | None = None) -> None:
         self._limits = limits or FrameLimits()
-        self._head = bytearray()  # prefix and header, as far as they have come
-        self._body = bytearray()  # allocated in full when the head is complete
-        self._filled = 0  # bytes of the body that have come
-        self._in_body = False
+        self._rest = b""  # the beginning of a frame whose header is not complete yet
+        self._head = 0, b""  # channel and header of the frame whose body is being filled
+        self._body: bytearray | None = None  # allocated in full when the header is complete
+        self._filled = 0
 
     def receive(self, data: bytes) -> list[Frame]:
         """All frames that `data` completes.
 
         Raises BadFrame or FrameTooLarge; the reader is then of no more use.
         """
-        frames = []
-        at, end = 0, len(data)
-        while at < end:
-            if self._in_body:
-                at = self._fill_body(data, at)
-                if self._filled == len(self._body):
-                    frames.append(self._finish(memoryview(self._body)))
-            else:
-                at = self._fill_head(data, at)
-                if self._head_is_complete():
-                    at, frame = self._begin_body(data, at)
-                    if frame is not None:
-                        frames.append(frame)
+        frames: list[Frame] = []
+        at = self._fill_body(data, frames) if self._body is not None else 0
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        while at < len(data) and self._body is None:
+            at = self._read_frame(data, at, frames)
         return frames
 
-    def _fill_head(self, data: bytes, at: int) -> int:
-        """Take bytes up to the end of the prefix, then up to the end of the header."""
-        missing = _PREFIX.size - len(self._head)
-        if missing > 0:
-            taken = data[at : at + missing]
-            self._head += taken
-            at += len(taken)
-            if len(self._head) < _PREFIX.size:
-                return at
-            self._check_prefix()
-        taken = data[at : at + _PREFIX.size + self._lengths()[0] - len(self._head)]
-        self._head += taken
-        return at + len(taken)
+    def _read_frame(self, data: bytes, at: int, frames: list[Frame]) -> int:
+        """Read one frame, or begin it, and return where the next one starts."""
+        if len(data) - at < _PREFIX.size:
+            return self._keep(data, at)
+        length, version, channel, header_bytes = _PREFIX.unpack_from(data, at)
+        body_bytes = length - _COUNTED - header_bytes
+        self._check(version, header_bytes, body_bytes)
+        body_at = at + _PREFIX.size + header_bytes
+        if body_at > len(data):
+            return self._keep(data, at)
+        header, stop = data[body_at - header_bytes : body_at], body_at + body_bytes
+        if stop <= len(data):
+            body = memoryview(data)[body_at:stop]
+            small = 2 * body_bytes < len(data)
+            frames.append(Frame(channel, header, bytes(body) if small else body))
+            return stop
+        self._head, self._body, self._filled = (channel, header), bytearray(body_bytes), 0
+        return body_at + self._fill_body(memoryview(data)[body_at:], frames)
 
-    def _lengths(self) -> tuple[int, int]:
-        """Of header and body, once the prefix has come."""
-        length, _, _, header_bytes = _PREFIX.unpack_from(self._head)
-        return header_bytes, length - _COUNTED - header_bytes
-
-    def _check_prefix(self) -> None:
-        version = self._head[4]
+    def _check(self, version: int, header_bytes: int, body_bytes: int) -> None:
         if version != VERSION:
             raise BadFrame(f"frame version {version}, this node speaks {VERSION}")
-        header_bytes, body_bytes = self._lengths()
         if body_bytes < 0:
             raise BadFrame("a frame shorter than its own header")
         if header_bytes > self._limits.max_header_bytes:
@@ -120,28 +111,18 @@ class FrameReader:
         if body_bytes > self._limits.max_body_bytes:
             raise FrameTooLarge(f"a body of {body_bytes} bytes")
 
-    def _head_is_complete(self) -> bool:
-        return (
-            len(self._head) >= _PREFIX.size and len(self._head) == _PREFIX.size + self._lengths()[0]
-        )
+    def _keep(self, data: bytes, at: int) -> int:
+        """What is too short to begin a frame waits for more."""
+        self._rest = data[at:]
+        return len(data)
 
-    def _begin_body(self, data: bytes, at: int) -> tuple[int, Frame | None]:
-        """Hand on the body as it lies in `data`, or make room for one that will come in pieces."""
-        body_bytes = self._lengths()[1]
-        stop = at + body_bytes
-        if stop <= len(data):
-            body = memoryview(data)[at:stop]
-            return stop, self._finish(body if 2 * body_bytes >= len(data) else bytes(body))
-        self._body, self._filled, self._in_body = bytearray(body_bytes), 0, True
-        return at, None
-
-    def _fill_body(self, data: bytes, at: int) -> int:
-        taken = memoryview(data)[at : at + len(self._body) - self._filled]
+    def _fill_body(self, data: Bytes, frames: list[Frame]) -> int:
+        """Take what belongs to the body that is being filled; how many bytes that was."""
+        assert self._body is not None  # noqa: S101  for the type checker
+        taken = memoryview(data)[: len(self._body) - self._filled]
         self._body[self._filled : self._filled + len(taken)] = taken
         self._filled += len(taken)
-        return at + len(taken)
-
-    def _finish(self, body: Bytes) -> Frame:
-        frame = Frame(self._head[5], bytes(self._head[_PREFIX.size :]), body)
-        self._head, self._body, self._in_body = bytearray(), bytearray(), False
-        return frame
+        if self._filled == len(self._body):
+            frames.append(Frame(*self._head, memoryview(self._body)))
+            self._body = None
+        return len(taken)

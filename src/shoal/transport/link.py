@@ -16,7 +16,7 @@ from .frames import Bytes, Frame, FrameLimits, FrameReader, check_sendable, enco
 from .heartbeat import Pulse
 
 _PIECE_BYTES = 256 << 10  # larger writes only fill the carrier's buffers
-_JOIN_BYTES = 64 << 10  # up to here one copy is cheaper than two writes
+_JOIN_BYTES = 128 << 10  # up to here one copy is cheaper than two writes
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
