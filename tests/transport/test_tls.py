@@ -12,11 +12,11 @@ import pytest
 
 from shoal.errors import BadProof, LinkClosed
 from shoal.identity import Identity
-from shoal.transport import Contact, Frame, TlsCarrier, TlsConfig
+from shoal.transport import Contact, Frame, LinksConfig, PeerConfig, TlsCarrier, TlsConfig
 from shoal.transport.addresses import parse_address
 from shoal.transport.base import Link
 from shoal.transport.certificate import client_context, presented_key, server_context
-from shoal.transport.control import Confirm, control_frame
+from shoal.transport.control import Confirm, Goodbye, control_frame
 from shoal.transport.door import DoorConfig
 from shoal.transport.frames import encode
 from shoal.transport.handshake import ACCEPTED, ANSWER_BYTES, HELLO_BYTES, answer, hello
@@ -298,6 +298,31 @@ async def test_frames_before_the_link_is_confirmed_are_a_fault(mesh: Mesh) -> No
         assert await ends(reader)
     assert birch.links.faults == {MALLORY.node: 1}
     assert not birch.frames
+
+
+async def test_a_link_that_is_never_confirmed_is_ended(mesh: Mesh) -> None:
+    birch = await mesh.node(BIRCH, LinksConfig(peer=PeerConfig(dial_s=0.1)))
+    async with tls_to(birch) as (reader, writer):
+        writer.write(answer(MALLORY, contact(BIRCH), await reader.readexactly(HELLO_BYTES))[1])
+        assert await ends(reader)
+    assert not birch.links.faults
+
+
+async def test_halves_of_frames_from_many_peers_are_bounded(mesh: Mesh) -> None:
+    birch = await mesh.node(BIRCH, LinksConfig(max_unfinished_bytes=100_000))
+    async with a_working_pair(mesh, birch), authenticated(birch, MALLORY) as (reader, writer):
+        writer.write(struct.pack(">IBBI", 6 + 1_000_000, 1, CHANNEL, 0) + bytes(200_000))
+        assert await ends(reader)
+        assert birch.lost == [(MALLORY.node, "it left large frames unfinished")]
+
+
+async def test_a_goodbye_cannot_write_to_our_terminal(mesh: Mesh) -> None:
+    birch = await mesh.node(BIRCH)
+    async with authenticated(birch, MALLORY) as (_, writer):
+        writer.write(b"".join(encode(control_frame(Goodbye("\x1b[2Jbye\n")))))
+        await until(lambda: birch.lost)
+    assert birch.lost == [(MALLORY.node, "[2Jbye")]
+    assert not birch.links.faults
 
 
 async def test_who_is_slow_to_prove_itself_is_cut_off(mesh: Mesh) -> None:

@@ -40,6 +40,10 @@ class Link(Protocol):
     def queued_bytes(self) -> int:
         """Accepted by `send`, not yet taken by the carrier."""
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """Received of a frame that is not complete yet."""
+
     def start(self, on_frame: OnFrame, on_lost: OnLost) -> None:
         """Begin to deliver. A PeerError raised by `on_frame` ends the link like one of the bytes.
 

@@ -69,6 +69,11 @@ class FrameReader:
         self._body: bytearray | None = None  # allocated in full when the header is complete
         self._filled = 0
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of a frame that has not come completely."""
+        return len(self._rest) + (self._filled if self._body is not None else 0)
+
     def receive(self, data: bytes) -> list[Frame]:
         """All frames that `data` completes.
 
@@ -86,6 +91,8 @@ class FrameReader:
         """Read one frame, or begin it, and return where the next one starts."""
         if len(data) - at < _PREFIX.size:
             return self._keep(data, at)
+        length: int
+        header_bytes: int
         length, version, channel, header_bytes = _PREFIX.unpack_from(data, at)
         body_bytes = length - _COUNTED - header_bytes
         self._check(version, header_bytes, body_bytes)

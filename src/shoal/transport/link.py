@@ -71,6 +71,10 @@ class WireLink:
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
+    @property
+    def unfinished_bytes(self) -> int:
+        return self._reader.unfinished_bytes
+
     def start(self, on_frame: OnFrame, on_lost: OnLost) -> None:
         self._on_frame, self._on_lost = on_frame, on_lost
         early, self._early = self._early, b""

@@ -36,6 +36,7 @@ class LinksConfig:
     bans: BanConfig = BanConfig()
     peer: PeerConfig = PeerConfig()
     max_peers: int = 512  # with more, nobody else may come in
+    max_unfinished_bytes: int = 1 << 30  # of incomplete frames, all peers together
     stagger_s: float = 0.25  # before the next carrier is tried as well
 
 
@@ -254,3 +255,14 @@ class Links:
             peer.beat()
         for peer in found.dead:
             peer.give_up("it fell silent")
+        self._bound_unfinished()
+
+    def _bound_unfinished(self) -> None:
+        """Many peers, each within its limits, must not fill our memory with halves of frames."""
+        links = ((peer.live.unfinished_bytes, peer) for peer in self._peers.values() if peer.live)
+        kept = sorted(links, key=lambda pair: pair[0])
+        total = sum(count for count, _ in kept)
+        while total > self._config.max_unfinished_bytes:
+            count, peer = kept.pop()
+            peer.give_up("it left large frames unfinished")
+            total -= count

@@ -274,7 +274,8 @@ class Peer:
                 self._do(self._peering.confirmed(link))
             case Goodbye(reason):
                 link.close()
-                self._ended(link, LinkClosed(reason))
+                printable = "".join(filter(str.isprintable, reason))  # it may reach a terminal
+                self._ended(link, LinkClosed(printable))
             case _:
                 raise BadMessage(f"{type(message).__name__} out of place")
 
