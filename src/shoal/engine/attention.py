@@ -1,5 +1,4 @@
-"""Attention of one row over its own context: unpadded, so that a request's bits do not depend on
-its neighbours.
+"""Attention of one row over its own context, unpadded: no neighbour changes a request's bits.
 
 N new tokens of one row · S tokens it may see · H heads · K kv heads · G = H / K
 D head width of queries and keys · W of values
@@ -33,20 +32,15 @@ class Scores:
 def attend_row(
     q_NHD: Tensor, k_1KSD: Tensor, v_1KSW: Tensor, mask_NS: Tensor | None, how: Scores
 ) -> Tensor:
-    """Returns (N, H, W). `mask_NS` None means causal when N == S, and everything visible when N ==
-    1.
-    """
+    """Returns (N, H, W). Without a mask one token sees everything, and several are causal (N == S)."""
     if not how.plain:
         return _attend_by_hand(q_NHD, k_1KSD, v_1KSW, mask_NS, how)
     count, heads, width = q_NHD.shape
     kv_heads = k_1KSD.shape[1]
-    if (
-        count == 1
-    ):  # the heads that share keys take the place of the query axis: nothing is repeated
+    if count == 1 and mask_NS is None:  # heads that share keys stand in for queries: no repeating
         grouped = q_NHD.reshape(1, kv_heads, heads // kv_heads, width)
-        return scaled_dot_product_attention(grouped, k_1KSD, v_1KSW, scale=how.scaling).reshape(
-            1, heads, -1
-        )
+        out = scaled_dot_product_attention(grouped, k_1KSD, v_1KSW, scale=how.scaling)
+        return out.reshape(1, heads, -1)
     out = scaled_dot_product_attention(
         q_NHD.transpose(0, 1)[None],
         k_1KSD,

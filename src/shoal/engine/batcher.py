@@ -5,9 +5,10 @@ no torch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..units import SessionId
 from .rows import Row
 
 
@@ -36,11 +37,11 @@ class Batcher:
 
     def __init__(self, config: BatcherConfig | None = None) -> None:
         self._config = config or BatcherConfig()
-        self._waiting: dict[Hashable, deque[Row]] = {}
+        self._waiting: dict[SessionId, deque[Row]] = {}
         # sessions by what their oldest row is, in the order of their turn; dicts, because a drop
         # leaves the middle
-        self._generating: dict[Hashable, None] = {}
-        self._prefilling: dict[Hashable, None] = {}
+        self._generating: dict[SessionId, None] = {}
+        self._prefilling: dict[SessionId, None] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -51,7 +52,7 @@ class Batcher:
         if len(rows) == 1:
             self._queue_up(row.session)
 
-    def drop(self, session: Hashable) -> None:
+    def drop(self, session: SessionId) -> None:
         """Forget all rows of a session."""
         self._waiting.pop(session, None)
         self._generating.pop(session, None)
@@ -70,11 +71,11 @@ class Batcher:
             self._queue_up(session)
         return rows
 
-    def _prefills(self, places: int) -> list[Hashable]:
+    def _prefills(self, places: int) -> list[SessionId]:
         """Whose turn it is, as far as the budget goes; the first goes even if it is larger than
         the budget.
         """
-        chosen: list[Hashable] = []
+        chosen: list[SessionId] = []
         budget = self._config.max_tokens
         for session in self._prefilling:
             budget -= self._waiting[session][0].count
@@ -83,7 +84,7 @@ class Batcher:
             chosen.append(session)
         return chosen
 
-    def _queue_up(self, session: Hashable) -> None:
+    def _queue_up(self, session: SessionId) -> None:
         rows = self._waiting[session]
         if not rows:
             del self._waiting[session]

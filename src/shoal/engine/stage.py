@@ -114,6 +114,6 @@ class Stage:
         parts = torch.split(result.hidden, [row.count for row in rows])
         return wire.hidden_to_wire(torch.cat([parts[index] for index in chosen]))
 
-    def hidden_from_wire(self, buffer: bytes | memoryview, count: int) -> Tensor:
+    def hidden_from_wire(self, buffer: bytes | bytearray | memoryview, count: int) -> Tensor:
         """(count, E) from a peer's bytes. Raises BadMessage when there are more or fewer."""
         return wire.hidden_from_wire(buffer, self.model.dtype_name, self.model.hidden_size, count)
