@@ -7,21 +7,19 @@ error: as a plain response while nothing was sent, else as the last event of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import ShoalError, StageLost
 from ..models.text import Tokenizer
 from .backend import Backend, Generation, GenerationRequest
-from .choice import ChoiceText, Piece
-from .failures import body_of
+from .choice import ChoiceText
+from .delivery import Delivery, StreamDelivery, WholeDelivery
 from .presence import ClientLeft, Presence
-from .shapes import DONE, Result, Shape, Usage
-from .stream import EventStream
+from .shapes import Shape, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,69 +44,45 @@ class Answerer:
 
     async def answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises a ShoalError only while nothing was sent. Returns silently if the client left."""
-        events = EventStream(send)
+        texts = _texts(job)
+        delivery = self._delivery(job, scope, receive, send)
         try:
             async with asyncio.TaskGroup() as group:
                 watcher = self._presence.watch(group, receive)
-                if job.stream:
-                    await self._stream(job, events)
-                else:
-                    body = await self._whole(job)
-                    await Response(body, media_type="application/json")(scope, receive, send)
+                async with self._opened(job) as generations:
+                    await _each(
+                        len(texts),
+                        lambda index: _follow(index, generations[index], texts[index], delivery),
+                    )
                 self._presence.release(watcher)
         except BaseExceptionGroup as group_error:
-            await _report(_cause(group_error), events)
-
-    async def _whole(self, job: Job) -> bytes:
-        texts = _texts(job)
-        results: dict[int, Result] = {}
-        async with self._opened(job.requests) as generations:
-
-            async def gather(index: int) -> None:
-                pieces = [piece async for piece in _pieces(generations[index], texts[index])]
-                results[index] = Result(
-                    "".join(piece.text for piece in pieces),
-                    tuple(placed for piece in pieces for placed in piece.tokens),
-                    pieces[-1].finish,
-                )
-
-            await _each(len(texts), gather)
-        return job.shape.whole([results[index] for index in range(len(texts))], _usage(job, texts))
-
-    async def _stream(self, job: Job, events: EventStream) -> None:
-        shape, texts = job.shape, _texts(job)
-        heart = asyncio.ensure_future(events.keep_alive(self._heartbeat_s))
-        try:
-            async with self._opened(job.requests) as generations:
-
-                async def pass_on(index: int) -> None:
-                    opening = shape.opening(index)
-                    async for piece in _pieces(generations[index], texts[index]):
-                        data = opening + shape.piece(index, piece)
-                        if piece.finish:
-                            data += shape.closing(index, piece.finish)
-                        if data:
-                            await events.write(data)
-                            opening = b""
-
-                await _each(len(texts), pass_on)
+            await _report(_cause(group_error), delivery)
+        else:
+            await delivery.finish(Usage.of(job.prompt_tokens, sum(text.tokens for text in texts)))
         finally:
-            heart.cancel()
-        end = shape.usage(_usage(job, texts)) if job.include_usage else b""
-        await events.write(end + DONE, last=True)
+            delivery.drop()
+
+    def _delivery(self, job: Job, scope: Scope, receive: Receive, send: Send) -> Delivery:
+        if not job.stream:
+            return WholeDelivery(job.shape, len(job.requests), scope, receive, send)
+        return StreamDelivery(
+            job.shape,
+            len(job.requests),
+            send,
+            include_usage=job.include_usage,
+            heartbeat_s=self._heartbeat_s,
+        )
 
     @asynccontextmanager
-    async def _opened(
-        self, requests: Sequence[GenerationRequest]
-    ) -> AsyncIterator[dict[int, Generation]]:
+    async def _opened(self, job: Job) -> AsyncIterator[dict[int, Generation]]:
         """All generations by index, opened side by side. None outlives the block."""
         generations: dict[int, Generation] = {}
 
         async def open_one(index: int) -> None:
-            generations[index] = await self._backend.generate(requests[index])
+            generations[index] = await self._backend.generate(job.requests[index])
 
         try:
-            await _each(len(requests), open_one)
+            await _each(len(job.requests), open_one)
             yield generations
         finally:
             for generation in generations.values():
@@ -122,19 +96,20 @@ def _texts(job: Job) -> list[ChoiceText]:
     ]
 
 
-def _usage(job: Job, texts: Sequence[ChoiceText]) -> Usage:
-    return Usage.of(job.prompt_tokens, sum(text.tokens for text in texts))
-
-
-async def _pieces(generation: Generation, text: ChoiceText) -> AsyncIterator[Piece]:
-    """The pieces of one choice; the last one, and only that, has a `finish`."""
-    async for sampled in generation:
-        piece = text.push(sampled)
-        yield piece
-        if piece.finish:
-            if not sampled.finish:  # a stop string: the engine does not know that this is the end
-                await generation.aclose()
-            return
+async def _follow(index: int, generation: Generation, text: ChoiceText, delivery: Delivery) -> None:
+    """Pass on what one generation says, up to its end or to a stop string."""
+    tokens = aiter(generation)
+    try:
+        async for sampled in tokens:
+            piece = text.push(sampled)
+            if piece.finish and not sampled.finish:
+                await generation.aclose()  # a stop string: the engine does not know of it
+            await delivery.take(index, piece)
+            if piece.finish:
+                return
+    finally:
+        if isinstance(tokens, AsyncGenerator):
+            await tokens.aclose()
     raise StageLost("the generation ended without saying why")
 
 
@@ -148,17 +123,16 @@ async def _each(count: int, run: Callable[[int], Coroutine[None, None, None]]) -
             group.create_task(run(index))
 
 
-async def _report(cause: BaseException, events: EventStream) -> None:
-    """Tell the client, if it is still there and has not heard the end yet."""
+async def _report(cause: BaseException, delivery: Delivery) -> None:
+    """Tell the client, if it is still there. A bug of ours is raised on, to be logged."""
     if isinstance(cause, ClientLeft):
         return
-    if not events.started:
-        raise cause
-    error = cause if isinstance(cause, ShoalError) else ShoalError("internal error")
-    if not events.ended:
-        await events.write(b"data: " + body_of(error) + b"\n\n", last=True)
-    if error is not cause:
-        raise cause
+    if isinstance(cause, ShoalError):
+        await delivery.fail(cause)
+        return
+    with suppress(ShoalError):
+        await delivery.fail(ShoalError("internal error"))
+    raise cause
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -21,6 +21,7 @@ from .failures import HttpError, response_of
 from .guard import REQUEST_ID, Guard
 from .openai import Endpoint, understand_chat, understand_completion
 from .presence import Presence
+from .turnstile import Turnstile
 
 _WELCOME = "shoal is running. The API is under /v1, its state under /health and /metrics.\n"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,9 +31,20 @@ def create_app(backend: Backend, config: ApiConfig, metrics: Callable[[], bytes]
     """The whole front door as one ASGI application; `metrics` renders Prometheus' text format."""
     presence = Presence()
     answerer = Answerer(backend, presence, config.heartbeat_s)
+    turnstile = Turnstile(config.per_turn)
     look = _Look(backend, metrics)
     app = Starlette(
         routes=[
+            Route(
+                "/v1/chat/completions",
+                Endpoint(understand_chat, backend, answerer, turnstile, config),
+                methods=["POST"],
+            ),
+            Route(
+                "/v1/completions",
+                Endpoint(understand_completion, backend, answerer, turnstile, config),
+                methods=["POST"],
+            ),
             Route("/", look.welcome),
             Route("/health", look.health),
             Route("/metrics", look.metrics),
@@ -40,16 +52,6 @@ def create_app(backend: Backend, config: ApiConfig, metrics: Callable[[], bytes]
             Route("/v1/models/{name:path}", look.model),
             Route("/v1/node", look.node),
             Route("/v1/mesh", look.mesh),
-            Route(
-                "/v1/chat/completions",
-                Endpoint(understand_chat, backend, answerer, config),
-                methods=["POST"],
-            ),
-            Route(
-                "/v1/completions",
-                Endpoint(understand_completion, backend, answerer, config),
-                methods=["POST"],
-            ),
         ],
         middleware=[Middleware(Guard, config)],
         exception_handlers={

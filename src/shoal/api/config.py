@@ -19,6 +19,9 @@ class ApiConfig:
     default_max_tokens: int = 1024
     max_choices: int = 128  # sequences of one HTTP request: prompts times n
     heartbeat_s: float = 10.0  # a silent event stream gets a comment this often
+    per_turn: int = (
+        4  # requests begun in one turn of the event loop, all streams getting a go between
+    )
     thread_characters: int = 16384  # longer prompts are tokenised off the event loop
 
 

@@ -20,6 +20,7 @@ from .failures import HttpError
 from .prompts import chat_prompt, completion_prompts, tokenizer_of
 from .sampling import for_choice, room_for_answer, sampling_of
 from .shapes import ChatShape, Heading, TextShape
+from .turnstile import Turnstile
 
 
 class Understand(Protocol):
@@ -33,11 +34,13 @@ class Endpoint:
     understand: Understand
     backend: Backend
     answerer: Answerer
+    turnstile: Turnstile
     config: ApiConfig
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _check_content_type(scope)
         raw = await _read_body(receive, self.config)
+        await self.turnstile.enter()
         job = await self.understand(raw, self.backend, self.config)
         await self.answerer.answer(job, scope, receive, send)
 

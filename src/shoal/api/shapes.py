@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -82,13 +82,18 @@ class Heading:
     include_usage: bool  # then every event but the last says `usage: null`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
-    """One finished choice."""
+    """One choice, gathered from its pieces."""
 
-    text: str
-    tokens: tuple[Placed, ...]
-    finish: str
+    text: str = ""
+    tokens: list[Placed] = field(default_factory=list)
+    finish: str = ""
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.finish = piece.finish
 
 
 class Shape(Protocol):

@@ -24,7 +24,6 @@ class EventStream:
         self._writing = asyncio.Lock()
         self._quiet = True
         self.started = False
-        self.ended = False
 
     async def write(self, data: bytes, last: bool = False) -> None:
         """Waits while the client reads too slowly."""
@@ -34,7 +33,7 @@ class EventStream:
                 await self._send(
                     {"type": "http.response.start", "status": 200, "headers": _HEADERS}
                 )
-            self._quiet, self.ended = False, last
+            self._quiet = False
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def keep_alive(self, interval_s: float) -> NoReturn:
