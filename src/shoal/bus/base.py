@@ -45,7 +45,9 @@ class Bus(Protocol):
     Our own announcements are not told to ourselves.
     """
 
-    dropped: Counter[str]  # what arrived and was not handed on, by reason
+    @property
+    def dropped(self) -> Counter[str]:
+        """What arrived and was not handed on, by reason."""
 
     def listen(
         self,

@@ -50,7 +50,7 @@ class LanDiscovery:
         interfaces: Sequence[str] | None = None,
     ) -> None:
         self._node, self._mesh, self._on_relay, self._port = node, mesh, on_relay, port
-        self._interfaces = list(interfaces) if interfaces is not None else None
+        self._interfaces = interfaces
         self._found: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._zeroconf: AsyncZeroconf | None = None
@@ -58,7 +58,10 @@ class LanDiscovery:
         self.error = ""
 
     async def __aenter__(self) -> Self:
-        addresses = self._interfaces or _lan_addresses()
+        addresses = _usable(self._interfaces)
+        if not addresses:
+            self.error = "no discovery in the local network: this machine is in none"
+            return self
         try:
             self._zeroconf = AsyncZeroconf(interfaces=addresses, ip_version=IPVersion.V4Only)
             if self._port:
@@ -120,7 +123,10 @@ class LanDiscovery:
         return [f"ws://{IPv4Address(address)}:{info.port}" for address in addresses]
 
 
-def _lan_addresses() -> list[str]:
+def _usable(interfaces: Sequence[str] | None) -> list[str]:
+    """This machine's IPv4 addresses: those of `interfaces` that exist, or all but loopback."""
     here = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
     ours = {found.address for found in here if found.family == socket.AF_INET}
+    if interfaces is not None:
+        return sorted(ours.intersection(interfaces))
     return sorted(address for address in ours if not IPv4Address(address).is_loopback)

@@ -55,6 +55,7 @@ from .nostr_events import (
     wrap_event,
 )
 
+_SUBSCRIPTION = "shoal"
 _MAX_EVENT_BYTES = 80_000
 _MAX_TAGS = 32
 _CHANNEL = 16_384  # notifications that wait while we are busy; older ones are lost without a sign
@@ -182,8 +183,6 @@ class NostrBus:
             return
         await self._client.add_relay(parsed, opts=self._options())
         self._links[str(parsed)] = _Link(parsed, await self._client.relay(parsed))
-        wanted = filters(self._mesh.topic, self._node, int(self._clock()))
-        await self._client.subscribe(ReqTarget.single(parsed, wanted))
         await self._client.connect_relay(parsed)
 
     async def announce(self, announcement: Announcement) -> None:
@@ -218,21 +217,18 @@ class NostrBus:
         self._stamped = max(int(self._clock()), self._stamped + 1)
         return self._stamped
 
-    async def _send(
-        self, event: Event, ack: AckPolicy | None = None, to: RelayUrl | None = None
-    ) -> int:
-        """How many relays it went to. A frozen relay does not hold us up unless `ack` says so."""
-        try:
-            output = await self._client.send_event(
-                event,
-                target=SendEventTarget.to(
-                    [to] if to else [link.url for link in self._links.values()]
-                ),
-                ack_policy=ack or AckPolicy.none(),
-                ok_timeout=timedelta(seconds=self._config.ok_timeout_s),
-            )
-        except NostrSdkError:
-            return 0  # no relay at all
+    async def _send(self, event: Event, ack: AckPolicy | None = None) -> int:
+        """How many relays it went to. A frozen one does not hold us up unless `ack` says so."""
+        up = [link.url for link in self._links.values() if link.connected]
+        return await self._send_to(up, event, ack or AckPolicy.none()) if up else 0
+
+    async def _send_to(self, urls: list[RelayUrl], event: Event, ack: AckPolicy) -> int:
+        output = await self._client.send_event(
+            event,
+            target=SendEventTarget.to(urls),
+            ack_policy=ack,
+            ok_timeout=timedelta(seconds=self._config.ok_timeout_s),
+        )
         for url, error in output.failed.items():
             self._note_error(str(url), error)
         return len(output.success)
@@ -249,19 +245,28 @@ class NostrBus:
             link.ended = True
             if all(link.ended for link in self._links.values()):
                 self._down.set()
-        if status == Status.DISCONNECTED and not link.connected:
+        if status == Status.CONNECTED:
+            self._spawn(self._greet(link))
+        elif link.connected:
+            self._set_connected(link, connected=False)
+            link.error = "the connection ended"
+        elif status == Status.DISCONNECTED:
             link.error = link.error or "no connection"
-        if (status == Status.CONNECTED) != link.connected and status != Status.CONNECTING:
-            self._on_change(link, connected=not link.connected)
 
-    def _on_change(self, link: _Link, *, connected: bool) -> None:
-        link.connected = connected
-        link.error = "" if connected else "the connection ended"
-        self._emit(RelayChanged(str(link.url), connected))
-        if connected:
+    async def _greet(self, link: _Link) -> None:
+        """Ask a relay that came up for our notes; it may have restarted empty, so tell it ours."""
+        wanted = filters(self._mesh.topic, self._node, int(self._clock()))
+        await self._client.subscribe(ReqTarget.single(link.url, wanted), id=_SUBSCRIPTION)
+        if self._announced is not None:
+            await self._send_to([link.url], self._announced, AckPolicy.none())
+        if link.relay.status() == Status.CONNECTED and not link.connected:
+            self._set_connected(link, connected=True)
+            link.error = ""
             self._up.set()
-            if self._announced is not None:  # it may have restarted empty
-                self._spawn(self._send(self._announced, to=link.url))
+
+    def _set_connected(self, link: _Link, *, connected: bool) -> None:
+        link.connected = connected
+        self._emit(RelayChanged(str(link.url), connected))
 
     def _spawn(self, job: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(job)
