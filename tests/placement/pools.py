@@ -49,6 +49,16 @@ def mixed_pools(
     }
 
 
+@st.composite
+def picky_pools(draw: st.DrawFn) -> tuple[ModelShape, dict[NodeId, Capacities]]:
+    """Larger pools with just enough room, in which few nodes can take an end."""
+    layers, count = draw(st.integers(6, 12)), draw(st.integers(5, 7))
+    ends = st.sampled_from([0, 0, 0, 1, 2])
+    room = st.integers(1, 2 * layers // count)
+    sizes = [Capacities(draw(room), draw(ends), draw(ends), 0) for _ in range(count)]
+    return even(layers), {NodeId(f"n{i}"): one for i, one in enumerate(sizes)}
+
+
 def slices(layers: int) -> list[Slice]:
     return [Slice(a, b) for a in range(layers) for b in range(a + 1, layers + 1)]
 

@@ -52,6 +52,10 @@ def test_slices_that_do_not_meet_are_joined() -> None:
     assert chosen in (Slice(0, 3), Slice(5, 8))
 
 
+def test_a_slice_beyond_the_model_does_not_confuse_the_choice() -> None:
+    assert choose_slice(8, FIVE, [Slice(0, 3), Slice(3, 99)]) == Slice(3, 8)
+
+
 def test_a_node_without_room_chooses_nothing() -> None:
     assert choose_slice(8, NOWHERE, []) is None
 

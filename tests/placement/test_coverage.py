@@ -41,6 +41,11 @@ def test_a_slice_beyond_the_model_covers_nothing() -> None:
     assert coverage(4, [Slice(3, 9)]) == [0, 0, 0, 1]
 
 
+def test_one_layer_cannot_be_shared_by_two_nodes() -> None:
+    assert not coverable(1, [Capacities(0, 1, 0, 0), Capacities(0, 0, 1, 0)])
+    assert coverable(1, [Capacities(0, 0, 0, 1)])
+
+
 @given(st.integers(1, 7), st.data())
 def test_covered_means_that_slices_can_be_walked_from_end_to_end(
     layers: int, data: st.DataObject

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shoal.placement import Capacities, Member, ModelShape, coverable, covered, decide
 from shoal.units import NodeId, Slice
 
-from .pools import AMBER, BIRCH, CEDAR, even, member, mixed_pools, roomy
+from .pools import AMBER, BIRCH, CEDAR, even, member, mixed_pools, picky_pools, roomy
 
 Nodes = dict[NodeId, Member]
 
@@ -48,7 +48,7 @@ def settle(shape: ModelShape, nodes: Nodes, *, in_turn: bool) -> None:
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[ModelShape, dict[NodeId, Capacities], list[NodeId]]:
     """Each event is a node: it comes if it is away, and leaves if it is there."""
-    shape, nodes = draw(mixed_pools(max_nodes=7, max_layers=8))
+    shape, nodes = draw(mixed_pools(max_nodes=7, max_layers=8) | picky_pools())
     events = draw(st.lists(st.sampled_from(list(nodes)), min_size=1, max_size=14))
     return shape, nodes, [*nodes, *events]
 

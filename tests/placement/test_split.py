@@ -34,6 +34,11 @@ def test_nobody_gets_more_than_fits() -> None:
     assert lengths(split([10] * 8, 2, capacities=[small, big])) == [2, 6]
 
 
+def test_the_slowest_stage_matters_more_than_even_shares() -> None:
+    """Loads of 6, 2 and 9 have the smaller squares; 8, 8 and 1 have no stage that takes 9."""
+    assert split([6, 2, 8, 1], 3) == [Slice(0, 2), Slice(2, 3), Slice(3, 4)]
+
+
 def test_one_node_gets_all() -> None:
     assert split([10] * 8, 1) == [Slice(0, 8)]
 

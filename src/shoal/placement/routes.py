@@ -90,26 +90,25 @@ def _paths(
     for start in sorted(by_start):
         before = list(arrived.get(start, {}).values())
         for stage in by_start[start] if before else ():
-            path = min(
-                (_extended(path, stage, latency, need_tokens) for path in before),
-                key=lambda path: path[0],
-            )
+            path = _joined(before, stage, latency, need_tokens)
             at_stop = arrived[stage.layers.stop]
             if stage.node not in at_stop or path[0] < at_stop[stage.node][0]:
                 at_stop[stage.node] = path
     return list(arrived[layers].values())
 
 
-def _extended(path: Path, stage: Held, latency: Latency, need_tokens: int) -> Path:
-    (crowded, seconds, _, nodes), stages = path
-    hop = latency(nodes[-1], stage.node)
-    cost = (
-        crowded + (stage.free_tokens < need_tokens),
-        seconds + hop + stage.step_seconds,
-        0.0,
-        (*nodes, stage.node),
-    )
-    return cost, (*stages, stage)
+def _joined(before: list[Path], stage: Held, latency: Latency, need_tokens: int) -> Path:
+    """The cheapest way to come to `stage`."""
+
+    def arrival(path: Path) -> tuple[int, float, tuple[NodeId, ...]]:
+        (crowded, seconds, _, nodes), _ = path
+        return crowded, seconds + latency(nodes[-1], stage.node), nodes
+
+    path = min(before, key=arrival)
+    crowded, seconds, nodes = arrival(path)
+    crowded += stage.free_tokens < need_tokens
+    cost = (crowded, seconds + stage.step_seconds, 0.0, (*nodes, stage.node))
+    return cost, (*path[1], stage)
 
 
 def _closed(path: Path, latency: Latency, gateway: NodeId) -> Path:
