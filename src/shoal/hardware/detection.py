@@ -18,21 +18,21 @@ from .probe import attempt, find_torch
 ROOT = Path("/")
 
 
-def detect(root: Path = ROOT) -> Capability:
+def detect(root: Path = ROOT, *, gpus: bool = True) -> Capability:
     """The machine without rates. `root` is where /proc and /sys are found.
 
-    Looks for GPUs only where torch is installed, and then imports it: seconds, the first time.
+    GPUs are looked for where torch is installed, which imports it: seconds, the first time.
     """
     cpu = clean_name(_cpu_name(root))
     total, free = _memory(root)
-    torch = find_torch()
-    gpus = _gpus(torch) if torch else []
+    torch = find_torch() if gpus else None
+    found = _gpus(torch) if torch else []
     return Capability(
         cpu=cpu,
         cores=attempt(_cores, 1),
         memory_bytes=total,
         free_memory_bytes=free,
-        devices=(*gpus[: MOST_DEVICES - 1], Device("cpu", cpu, total)),
+        devices=(*found[: MOST_DEVICES - 1], Device("cpu", cpu, total)),
     )
 
 

@@ -83,7 +83,7 @@ class Node:
         config = self.config
         self.identity = load_or_create(config.folders.identity_file)
         self.name = config.name or self.identity.name
-        self.capability = await asyncio.to_thread(detect)
+        self.capability = detect(gpus=False)  # the rest when torch is there
         self._offered_bytes = parse_memory(config.memory, self.capability.memory_bytes)
         self._thread = await stack.enter_async_context(EngineThread(config.threads or None))
         if config.serve:  # seconds of work: begin at once
@@ -262,6 +262,7 @@ class Node:
             ],
             "links": [{"node": node, "name": self._name_of(node)} for node in self.links.peers()],
             "faults": {node or "unproven": count for node, count in self.links.faults.items()},
+            "announcements_dropped": dict(self.bus.dropped),
             "ticket": self.ticket().encode(),
         }
 
@@ -339,9 +340,11 @@ class Node:
 
     async def _serve_first(self) -> None:
         config = self.config
-        if config.layers is None:  # a pinned slice needs no figures to be chosen by
+        if config.layers is None:
             measured = config.folders.capability_file
             self.capability = await self._thread.run(load_or_measure, measured)
+        else:  # a pinned slice needs no figures to be chosen by: start at once
+            self.capability = await self._thread.run(detect)
         if config.model:
             self._model = await asyncio.to_thread(self._catalogue.add, config.model)
         if config.layers is None and self.bus.urls:

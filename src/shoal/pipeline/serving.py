@@ -219,9 +219,9 @@ class Serving:
             state=served.state,
             layer_seconds=served.layer_seconds,
             overhead_seconds=0.0,
-            queue=sessions.waiting if sessions else 0,
-            free_tokens=sessions.pool.free_tokens if sessions else 0,
-            total_tokens=sessions.pool.total_tokens if sessions else 0,
+            queue=sessions.waiting if sessions is not None else 0,
+            free_tokens=sessions.pool.free_tokens if sessions is not None else 0,
+            total_tokens=sessions.pool.total_tokens if sessions is not None else 0,
             context_length=served.checkpoint.context_length,
             pinned=served.pinned,
         )

@@ -1,0 +1,99 @@
+"""Node processes for benchmarks: started, waited for, ended. Only what the scripts share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from shoal.cli.demo import free_port
+
+START_S = 600.0
+
+
+def write_model(folder: Path, config: dict[str, Any]) -> None:
+    """A checkpoint with random bf16 weights and a tokenizer in which each byte is a token."""
+    from shoal.models.random_checkpoint import write_random_checkpoint
+
+    write_random_checkpoint(config, folder, dtype="bfloat16", shard="2GB")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: at for at, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@contextmanager
+def mesh(
+    folder: Path, model: Path, slices: Sequence[str], *options: str, threads: int = 1
+) -> Iterator[str]:
+    """One node a slice; gives the address of the first one's API once the model is covered."""
+    port = free_port()
+    processes = []
+    try:
+        for number, layers in enumerate(slices):
+            home = folder / f"node{number}"
+            home.mkdir(parents=True)
+            command = [sys.executable, "-m", "shoal", "up", "--json", "--no-lan", "--port", "0"]
+            command += ["--listen", "127.0.0.1:0", "--threads", str(threads), "--mesh", "bench"]
+            command += ["--relay-port" if number == 0 else "--relay"]
+            command += [str(port) if number == 0 else f"ws://127.0.0.1:{port}"]
+            command += ["--model", str(model), "--layers", layers, *options]
+            with (home / "out").open("w") as out, (home / "err").open("w") as err:
+                environment = {**os.environ, "SHOAL_HOME": str(home)}
+                processes.append(
+                    subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+                )
+        yield _wait(folder / "node0" / "out", processes)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def _wait(out: Path, processes: Sequence[subprocess.Popen[bytes]]) -> str:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if any(process.poll() is not None for process in processes):
+            raise RuntimeError(f"a node ended; see {out.parent.parent}")
+        line, newline, _ = out.read_text().partition("\n")
+        if newline:
+            api: str = json.loads(line)["api"]
+            with urlopen(f"{api}/v1/mesh") as answer:  # noqa: S310 - our own node
+                if any(found["ready"] for found in json.load(answer)["models"]):
+                    return api
+        time.sleep(0.2)
+    raise TimeoutError(f"no mesh within {START_S:.0f} s; see {out.parent.parent}")
+
+
+def complete(api: str, model: str, prompt: Sequence[int], tokens: int) -> tuple[float, list[float]]:
+    """Stream one greedy completion; returns (seconds to the first token, when each one came)."""
+    body = {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "ignore_eos": True,
+        "logprobs": 0,  # one event a token, even while its text is not complete
+    }
+    request = Request(  # noqa: S310 - our own node
+        f"{api}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    started = time.perf_counter()
+    came = []
+    with urlopen(request) as answer:  # noqa: S310
+        for line in answer:
+            if line.startswith(b"data: {"):
+                came.append(time.perf_counter())
+    return came[0] - started, came[:tokens]
