@@ -32,7 +32,7 @@ class Scores:
 def attend_row(
     q_NHD: Tensor, k_1KSD: Tensor, v_1KSW: Tensor, mask_NS: Tensor | None, how: Scores
 ) -> Tensor:
-    """Returns (N, H, W). Without a mask one token sees everything, and several are causal (N == S)."""
+    """Returns (N, H, W). Without a mask one token sees everything; several are causal, N == S."""
     if not how.plain:
         return _attend_by_hand(q_NHD, k_1KSD, v_1KSW, mask_NS, how)
     count, heads, width = q_NHD.shape

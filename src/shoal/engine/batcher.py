@@ -1,6 +1,4 @@
-"""Chooses the rows of the next step: first what generates, then prompts in turn. Pure: no clock,
-no torch.
-"""
+"""Chooses the rows of the next step: first what generates, then prompts in turn. Pure."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ class BatcherConfig:
 
 
 class Batcher:
-    """Rows wait here for their step. A session's rows keep their order, and no step has two of
-    them.
-    """
+    """Rows wait here for their step. A session's rows keep order, and no step has two of them."""
 
     def __init__(self, config: BatcherConfig | None = None) -> None:
         self._config = config or BatcherConfig()

@@ -49,9 +49,7 @@ def kv_bytes_per_token(layout: KvLayout) -> int:
 
 
 class _AsCache:
-    """What else transformers asks a cache in passing. The answers only matter to masks, and we
-    build our own.
-    """
+    """What else transformers asks a cache in passing: it matters to masks, and we build our own."""
 
     is_compileable = False
     is_sliding = (False,)

@@ -11,9 +11,7 @@ from ..errors import NoCapacity, Overloaded
 
 
 class PagePool:
-    """Hands out page numbers 0..pages-1, lowest first, so that a session's pages are mostly
-    neighbours.
-    """
+    """Hands out page numbers, lowest first: a session's pages are mostly neighbours."""
 
     def __init__(self, pages: int, page_size: int) -> None:
         if pages < 1 or page_size < 1:
@@ -35,8 +33,9 @@ class PagePool:
         return len(self._used) / self.pages
 
     def allocate(self, tokens: int) -> tuple[int, ...]:
-        """Pages for so many tokens. Raises NoCapacity when they never fit, Overloaded when they do
-        not fit now.
+        """Pages for so many tokens.
+
+        Raises NoCapacity when they can never fit, Overloaded when they do not fit now.
         """
         wanted = -(-max(tokens, 1) // self.page_size)
         if wanted > self.pages:
@@ -51,9 +50,7 @@ class PagePool:
         return taken
 
     def free(self, pages: Sequence[int]) -> None:
-        """Give pages back. Raises ValueError for pages that are not in use: giving back twice is a
-        bug.
-        """
+        """Give pages back. Raises ValueError for pages not in use: giving back twice is a bug."""
         returned = set(pages)
         if len(returned) != len(pages) or not returned <= self._used:
             raise ValueError(f"pages {sorted(returned - self._used)} are not in use")

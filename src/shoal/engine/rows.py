@@ -1,6 +1,4 @@
-"""What a step computes: rows, each a run of consecutive tokens of one session. No torch at run
-time.
-"""
+"""What a step computes: rows, each a run of consecutive tokens of one session. No torch here."""
 
 from __future__ import annotations
 
@@ -18,11 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`count` tokens of `session` from position `start`; `ids` on a first stage, `hidden` (count,
-    E) on others.
+    """`count` tokens of `session` from position `start`.
 
-    `pages` are all pages of the session. A `sampler` means: choose the token that follows this
-    row's last one.
+    A first stage gets `ids`, the others `hidden` (count, E). `pages` are all pages of the session.
+    A `sampler` means: choose the token that follows this row's last one.
     """
 
     session: SessionId

@@ -6,6 +6,7 @@ vocabulary
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from .skeleton import LIBRARY_ERRORS, build, quiet
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 HEAD = "lm_head.weight"
+ROTARY = r"rotary_emb\.inv_freq$"  # in old checkpoints; always computed anew
 
 
 class ModelSlice(nn.Module):
@@ -138,9 +140,7 @@ def _load(model: Any, checkpoint: Checkpoint, layers: Slice, dtype: torch.dtype)
 
 
 def _check_loaded(model: Any, checkpoint: Checkpoint, found: Any, *, tied: bool) -> None:
-    """Nothing may be missing, left over or of another shape: a model that merely runs is not yet
-    the right one.
-    """
+    """Nothing may be missing, left over or of another shape: to run is not yet to be right."""
     state = model.state_dict()
     missing = {name for name in found.missing_keys if name in state} - ({HEAD} if tied else set())
     hollow = [
@@ -151,7 +151,11 @@ def _check_loaded(model: Any, checkpoint: Checkpoint, found: Any, *, tied: bool)
     ]
     wrong = [
         *(f"no {name}" for name in sorted(missing)),
-        *(f"a left-over {name}" for name in sorted(found.unexpected_keys)),
+        *(
+            f"a left-over {name}"
+            for name in sorted(found.unexpected_keys)
+            if not _idle(model, name)
+        ),
         *(f"a wrong shape of {name[0]}" for name in sorted(found.mismatched_keys)),
         *(f"{name} cannot be converted" for name in sorted(found.conversion_errors)),
         *(f"no value for {name}" for name in hollow),
@@ -162,3 +166,9 @@ def _check_loaded(model: Any, checkpoint: Checkpoint, found: Any, *, tied: bool)
         raise UnsupportedModel(
             f"the tensors of {checkpoint.name} do not fit its architecture: {why}"
         )
+
+
+def _idle(model: Any, name: str) -> bool:
+    """Tensors that some checkpoints carry and no forward uses; each model names its own."""
+    patterns = (ROTARY, *(model._keys_to_ignore_on_load_unexpected or ()))
+    return any(re.search(pattern, name) for pattern in patterns)
