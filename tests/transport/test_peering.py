@@ -38,6 +38,7 @@ class World:
         self.streams: list[Stream] = []
         self.dialled: list[Stream | None] = [None, None]
         self.gave_up = [0, 0]
+        self.downs = [0, 0]
         self._dials_fail = dials_fail
 
     def want(self, side: int) -> None:
@@ -102,7 +103,9 @@ class World:
                     self._close(side, stream)
                 case GiveUp():
                     self.gave_up[side] += 1
-                case Up() | Down():
+                case Down():
+                    self.downs[side] += 1
+                case Up():
                     pass
 
     def _dial(self, side: int) -> None:
@@ -151,6 +154,7 @@ def test_simultaneous_dials_end_in_one_common_link(order: list[int], gap: int, s
     world.want(second)
     run(world, order[gap:])
     assert_one_common_link(world)
+    assert world.downs == [0, 0]  # no frame was sent on a link that did not last
 
 
 @settings(max_examples=300)
@@ -206,6 +210,14 @@ def test_a_peer_that_lost_its_link_replaces_it_by_a_new_one() -> None:
     assert peering.arrived("new") == [SendWelcome("new")]
     assert peering.live == "old"
     assert peering.confirmed("new") == [Discard("old"), Down(), Up("new")]
+
+
+def test_of_several_dials_of_one_peer_the_confirmed_one_stays() -> None:
+    peering: Peering[str] = Peering(True)
+    for link in ("first", "second", "third"):
+        peering.arrived(link)
+    assert peering.confirmed("second") == [Discard("first"), Discard("third"), Up("second")]
+    assert peering.offered == []
 
 
 def test_unconfirmed_links_of_one_peer_are_bounded() -> None:
