@@ -68,7 +68,10 @@ async def test_frames_arrive_whole_and_in_order_in_both_directions(mesh: Mesh) -
 
 async def test_connect_returns_when_the_link_can_be_used(mesh: Mesh) -> None:
     amber, birch = await pair(mesh)
+    assert not amber.links.is_connected(birch.id)
     await amber.links.connect(birch.id)
+    assert amber.links.is_connected(birch.id)
+    assert amber.links.is_connected(amber.id)
     assert amber.links.peers() == [birch.id]
     await amber.links.connect(birch.id)
     await until(lambda: birch.links.peers() == [amber.id])
