@@ -126,7 +126,7 @@ async def test_the_end_of_the_server_ends_each_stream_with_an_error() -> None:
     with anyio.fail_after(5):
         async with (
             anyio.create_task_group() as tasks,
-            ApiServer(create_app(backend, ApiConfig(), bytes), port=0) as server,
+            ApiServer(create_app(backend, ApiConfig(), bytes), port=0, grace_s=60) as server,
         ):
             tasks.start_soon(listen, f"{server.url}/v1/chat/completions")
             await heard.wait()
@@ -147,7 +147,7 @@ async def test_the_end_of_the_server_answers_those_who_wait() -> None:
     with anyio.fail_after(5):
         async with (
             anyio.create_task_group() as tasks,
-            ApiServer(create_app(backend, ApiConfig(), bytes), port=0) as server,
+            ApiServer(create_app(backend, ApiConfig(), bytes), port=0, grace_s=60) as server,
         ):
             tasks.start_soon(ask, f"{server.url}/v1/chat/completions")
             await backend.waiting.wait()
@@ -200,3 +200,18 @@ def test_listening_beyond_loopback_needs_a_key() -> None:
         config = config_for_bind(host)
         assert config.api_key is None
         assert "localhost" in config.allowed_hosts
+
+
+async def test_a_choice_cut_by_a_stop_string_frees_its_pages_while_others_go_on(
+    wire: httpx.AsyncClient, backend: StubBackend
+) -> None:
+    backend.text_for = lambda request: "ab" if request.sampling.seed == 1 else "xyz"
+    backend.waits_at = 3
+    body = CHAT | {"stream": True, "n": 2, "seed": 1, "stop": "b"}
+    with anyio.fail_after(5):
+        async with wire.stream("POST", "/v1/chat/completions", json=body) as response:
+            await backend.waiting.wait()
+            await backend.generations[0].closed.wait()
+            assert not backend.generations[1].closed.is_set()
+            backend.go.set()
+            assert [line async for line in response.aiter_lines() if line][-1] == "data: [DONE]"
