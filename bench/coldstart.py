@@ -1,7 +1,7 @@
 """From the command to the first token: `shoal demo` with everything installed, nothing running.
 
-The peer is what nobody can avoid: one Python process that imports torch and transformers' model code. Both start
-cold processes, taking turns.
+The peer is what nobody can avoid: one Python process that imports torch and transformers' model
+code. Both start cold processes, taking turns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main() -> None:
     runs = [(demo_s(), imports_s()) for _ in range(2 if bench.quick else 5)]
     columns = list(zip(*(demo for demo, _ in runs), strict=True))
     bench.row(what="imports alone, one process", median_s=statistics.median(i for _, i in runs))
-    for what, column in zip(("mesh of 3 is up", "first token", "command ends"), columns, strict=True):
+    for what, column in zip(
+        ("mesh of 3 is up", "first token", "command ends"), columns, strict=True
+    ):
         bench.row(what=what, median_s=statistics.median(column), slowest_s=max(column))
     first = statistics.median(columns[1])
     bench.aim("seconds to the first token", f"<= {AIM_S:g}", got=first, holds=first <= AIM_S)

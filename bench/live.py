@@ -50,9 +50,7 @@ def mesh(
             command += ["--model", str(model), "--layers", layers, *options]
             with (home / "out").open("w") as out, (home / "err").open("w") as err:
                 environment = {**os.environ, "SHOAL_HOME": str(home)}
-                processes.append(
-                    subprocess.Popen(command, stdout=out, stderr=err, env=environment)
-                )
+                processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment))
         yield _wait(folder / "node0" / "out", processes)
     finally:
         for process in processes:

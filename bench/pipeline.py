@@ -1,9 +1,9 @@
 """What splitting a model over processes costs: decode tokens/s of 1, 2 and 3 stages at batch 1.
 
-Real `shoal up` processes on loopback, asked over HTTP by one client, against the peer: the same slice code
-(`engine.Stage`) with all layers in one process, called in a bare loop. Random weights at real shapes, int8 by
-default since it leaves the least time to hide overhead in; every process computes with the same number of
-threads. All variants are up during the whole run and take turns.
+Real `shoal up` processes on loopback, asked over HTTP by one client, against the peer: the same
+slice code (`engine.Stage`) with all layers in one process, called in a bare loop. Random weights at
+real shapes, int8 by default since it leaves the least time to hide overhead in; every process
+computes with the same number of threads. All variants are up during the whole run and take turns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 from contract import Bench
@@ -120,7 +121,7 @@ def measure(bench: Bench, name: str, folder: Path, rounds: int, tokens: int) -> 
             seen[0].append(seconds_a_token(bare, tokens))
             for stages, api in apis.items():
                 _, came = complete(api, name, PROMPT, tokens)
-                gaps = [after - before for before, after in zip(came, came[1:], strict=False)]
+                gaps = [after - before for before, after in pairwise(came)]
                 seen[stages].append(statistics.median(gaps))
     report(bench, name, seen)
 

@@ -1,4 +1,5 @@
-"""All that happens in a node, as data. Parts emit events; telemetry/ listens; nobody calls telemetry.
+"""All that happens in a node, as data. Parts emit events; telemetry/ listens; nobody calls
+telemetry.
 
 An event names ids and numbers, never prompt text, keys or addresses of strangers.
 """

@@ -1,4 +1,6 @@
-"""Ids and quantities that the whole house shares. Two things that mean different things are different types."""
+"""Ids and quantities that the whole house shares. Two things that mean different things are
+different types.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +51,15 @@ class Slice(msgspec.Struct, frozen=True, order=True, array_like=True):
         except ValueError:
             raise InvalidRequest(
                 f"{text!r} is not a range of layers",
-                hint="write START:STOP with START < STOP, for example --layers 0:4 for the first four",
+                hint="write START:STOP, for example --layers 0:4 for the first four",
             ) from None
 
 
 def readable_bytes(count: float) -> str:
     """12345678 -> '12 MB'. Decimal units, one decimal below 10, as users know them from Ollama."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    else:
-        unit = "TB"
+        units.pop(0)
+    unit = units[0]
     return f"{count:.1f} {unit}" if count < 10 and unit != "B" else f"{count:.0f} {unit}"

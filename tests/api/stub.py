@@ -104,7 +104,7 @@ class StubBackend:
         if self.failure is not None and count == self.fails_at:
             raise self.failure
 
-    def status(self) -> dict[str, Any]:
+    def status(self, *, ticket: bool = False) -> dict[str, Any]:
         return {"name": "amber-fox"}
 
     def mesh(self) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def model_is_ready(node: LiveNode) -> bool:
 
 def everyone_sees_everyone(nodes: Sequence[LiveNode]) -> bool:
     return all(
-        len(httpx.get(f"{node.api}/v1/mesh", timeout=10).json()["nodes"]) == len(nodes) for node in nodes
+        len(httpx.get(f"{node.api}/v1/mesh", timeout=10).json()["nodes"]) == len(nodes)
+        for node in nodes
     )
 
 
@@ -109,14 +110,20 @@ def live_mesh(
     processes: list[subprocess.Popen[str]] = []
     try:
         for number, layers in enumerate(slices):
-            relay = ["--relay-port", str(port)] if number == 0 else ["--relay", f"ws://127.0.0.1:{port}"]
+            relay = (
+                ["--relay-port", str(port)]
+                if number == 0
+                else ["--relay", f"ws://127.0.0.1:{port}"]
+            )
             slice_options = ["--layers", layers] if layers else ["--no-serve"]
             home = folder / f"node{number}"
             process = start_node(home, *relay, "--model", model, *slice_options, *options)
             processes.append(process)
             nodes.append(LiveNode(process, home, layers, {}))
         for node in nodes:
-            node.ready = wait_for("a node starts", lambda node=node: _ready_line(node.process, node.home))
+            node.ready = wait_for(
+                "a node starts", lambda node=node: _ready_line(node.process, node.home)
+            )
         wait_for("the nodes see each other", lambda: everyone_sees_everyone(nodes))
         wait_for("the model is ready", lambda: all(model_is_ready(node) for node in nodes))
         yield nodes

@@ -37,7 +37,9 @@ def client(mesh: list[LiveNode]) -> Iterator[openai.OpenAI]:
 
 
 def complete(client: openai.OpenAI, tokens: int = 48) -> str:
-    answer = client.completions.create(model="shoal-tiny", prompt=PROMPT, max_tokens=tokens, temperature=0)
+    answer = client.completions.create(
+        model="shoal-tiny", prompt=PROMPT, max_tokens=tokens, temperature=0
+    )
     return answer.choices[0].text
 
 
@@ -102,7 +104,9 @@ def test_errors_are_those_of_openai(client: openai.OpenAI) -> None:
         client.completions.create(model="shoal-tiny", prompt="x", temperature=-1)
 
 
-def test_a_client_that_leaves_frees_the_pages_everywhere(mesh: list[LiveNode], client: openai.OpenAI) -> None:
+def test_a_client_that_leaves_frees_the_pages_everywhere(
+    mesh: list[LiveNode], client: openai.OpenAI
+) -> None:
     stream = client.completions.create(
         model="shoal-tiny",
         prompt=PROMPT,
@@ -117,7 +121,9 @@ def test_a_client_that_leaves_frees_the_pages_everywhere(mesh: list[LiveNode], c
     wait_for("all pages are free", lambda: pages_in_use(mesh) == 0, 10)
 
 
-def test_many_sessions_at_once_each_get_their_own_text(mesh: list[LiveNode], client: openai.OpenAI) -> None:
+def test_many_sessions_at_once_each_get_their_own_text(
+    mesh: list[LiveNode], client: openai.OpenAI
+) -> None:
     whole = complete(client)
     answers: list[str] = []
     threads = [threading.Thread(target=lambda: answers.append(complete(client))) for _ in range(8)]
@@ -129,7 +135,9 @@ def test_many_sessions_at_once_each_get_their_own_text(mesh: list[LiveNode], cli
     wait_for("all pages are free", lambda: pages_in_use(mesh) == 0, 10)
 
 
-def test_garbage_on_the_transport_port_is_dropped_and_counted(mesh: list[LiveNode], client: openai.OpenAI) -> None:
+def test_garbage_on_the_transport_port_is_dropped_and_counted(
+    mesh: list[LiveNode], client: openai.OpenAI
+) -> None:
     victim = mesh[1]
     whole = complete(client)
     host, _, port = victim.status()["addresses"][0].rpartition(":")
@@ -147,7 +155,11 @@ def test_metrics_and_health(mesh: list[LiveNode], client: openai.OpenAI) -> None
     complete(client, 4)
     assert httpx.get(f"{mesh[0].api}/health").json() == {"status": "ok"}
     metrics = httpx.get(f"{mesh[0].api}/metrics").text
-    for name in ("shoal_generation_tokens_total", "shoal_time_to_first_token_seconds", "shoal_kv_cache_usage_perc"):
+    for name in (
+        "shoal_generation_tokens_total",
+        "shoal_time_to_first_token_seconds",
+        "shoal_kv_cache_usage_perc",
+    ):
         assert name in metrics
 
 
@@ -185,7 +197,9 @@ def stream_text(node: LiveNode, tokens: int, on_chunk=lambda count: None) -> str
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_stage_may_die_in_mid_stream_and_nobody_notices(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_stage_may_die_in_mid_stream_and_nobody_notices(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     with live_mesh(tmp_path, ["0:3", "3:6", "6:8", "3:6"]) as nodes:
         undisturbed = stream_text(nodes[0], 400)
 

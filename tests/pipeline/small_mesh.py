@@ -1,7 +1,9 @@
-"""A whole mesh in one object, driven by one seed: the real session and generation code, a toy model, no clock.
+"""A whole mesh in one object, driven by one seed: the real session and generation code, a toy
+model, no clock.
 
-The toy model keeps a real paged cache: a layer's output at a position depends on all the layer's inputs so far, read
-back from the pages. A page that is given away too early, a row that is lost, doubled or out of order changes the text.
+The toy model keeps a real paged cache: a layer's output at a position depends on all the layer's
+inputs so far, read back from the pages. A page that is given away too early, a row that is lost,
+doubled or out of order changes the text.
 """
 
 from __future__ import annotations
@@ -13,9 +15,26 @@ from dataclasses import dataclass, field
 from shoal.engine.pages import PagePool
 from shoal.engine.request import Sampled, Sampling
 from shoal.errors import NoRoute, ShoalError
-from shoal.pipeline.generation import Deliver, FindRoute, Finish, Generation, Plan, Request, Stop, Tell
+from shoal.pipeline.generation import (
+    Deliver,
+    FindRoute,
+    Finish,
+    Generation,
+    Plan,
+    Request,
+    Stop,
+    Tell,
+)
 from shoal.pipeline.messages import Close, Lost, Open, Opened, Refused, Step, Tokens
-from shoal.pipeline.stage import Connect, Drop, Enqueue, Forward, Send, StageSessions, StageSessionsConfig
+from shoal.pipeline.stage import (
+    Connect,
+    Drop,
+    Enqueue,
+    Forward,
+    Send,
+    StageSessions,
+    StageSessionsConfig,
+)
 from shoal.units import ModelId, NodeId, SessionId, Slice
 
 LAYERS, VOCABULARY, PAGE = 6, 97, 4
@@ -74,7 +93,10 @@ class ToyNode:
         for row in rows:
             values = list(row.ids if row.hidden is None else row.hidden)
             for number in self.layers:
-                values = [self._layer(number, row, row.start + at, value) for at, value in enumerate(values)]
+                values = [
+                    self._layer(number, row, row.start + at, value)
+                    for at, value in enumerate(values)
+                ]
             hidden.append(values)
             sampled.append(row.sampler.choose(values[-1]) if row.sampler else None)
         return hidden, sampled
@@ -94,7 +116,9 @@ class SmallMesh:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.nodes = {NodeId(name): self._node(NodeId(name), cut) for name, cut in self.slices.items()}
+        self.nodes = {
+            NodeId(name): self._node(NodeId(name), cut) for name, cut in self.slices.items()
+        }
         self.links: dict[tuple[NodeId, NodeId], deque] = {}
         self.forwards: deque = deque()  # (node, rows) being computed
         self.generations: list[Generation] = []
@@ -119,7 +143,8 @@ class SmallMesh:
 
     def ask(self, prompt: tuple[int, ...], max_tokens: int) -> int:
         generation = Generation(
-            Request("toy", prompt, Sampling(temperature=0, max_tokens=max_tokens)), self._new_session
+            Request("toy", prompt, Sampling(temperature=0, max_tokens=max_tokens)),
+            self._new_session,
         )
         self.generations.append(generation)
         self.delivered.append([])
@@ -173,7 +198,11 @@ class SmallMesh:
             match instruction:
                 case Connect(session, to):
                     alive = to in self.nodes
-                    ready = node.sessions.connected(session, self.now) if alive else node.sessions.unreachable(session, "dead")
+                    ready = (
+                        node.sessions.connected(session, self.now)
+                        if alive
+                        else node.sessions.unreachable(session, "dead")
+                    )
                     self._do(node, ready)
                 case Send(to, message):
                     self._send(node.id, to, (message, ()))
@@ -185,7 +214,9 @@ class SmallMesh:
                     raise AssertionError("only finish() forwards")
 
     def kill(self, name: str) -> None:
-        """The node is gone at once; what it had sent may still be under way, what was sent to it is lost."""
+        """The node is gone at once; what it had sent may still be under way, what was sent to it is
+        lost.
+        """
         gone = NodeId(name)
         self.nodes.pop(gone)
         self.forwards = deque(each for each in self.forwards if each[0] != gone)
@@ -203,7 +234,11 @@ class SmallMesh:
     def turn(self) -> bool:
         """One thing happens, chosen by chance. False when nothing is left to happen."""
         moves = [("deliver", key) for key, queue in self.links.items() if queue]
-        moves += [("step", node.id) for node in self.nodes.values() if node.ready and not self._busy(node.id)]
+        moves += [
+            ("step", node.id)
+            for node in self.nodes.values()
+            if node.ready and not self._busy(node.id)
+        ]
         moves += [("finish", at) for at in range(len(self.forwards))]
         if not moves:
             return self._patience_ends()
@@ -236,7 +271,11 @@ class SmallMesh:
         rest = []
         for instruction in node.sessions.finish(rows, sampled, self.now):
             if isinstance(instruction, Forward):
-                self._send(name, instruction.node, (instruction.message, [hidden[i] for i in instruction.rows]))
+                self._send(
+                    name,
+                    instruction.node,
+                    (instruction.message, [hidden[i] for i in instruction.rows]),
+                )
             else:
                 rest.append(instruction)
         self._do(node, rest)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from shoal.errors import BadMessage, NoCapacity, StageLost
 from shoal.pipeline.messages import Close, RowEntry
 from shoal.units import NodeId, SessionId, Slice
@@ -27,7 +28,9 @@ def assert_all_pages_are_back(mesh: SmallMesh) -> None:
         assert node.sessions.pool.used_fraction == 0
 
 
-@pytest.mark.parametrize("slices", [{"whole": Slice(0, 6)}, THREE], ids=["one stage", "three stages"])
+@pytest.mark.parametrize(
+    "slices", [{"whole": Slice(0, 6)}, THREE], ids=["one stage", "three stages"]
+)
 def test_the_text_is_that_of_the_unsplit_model(slices: dict[str, Slice]) -> None:
     mesh = SmallMesh(1, slices)
     asked = [mesh.ask((3, 1, 4, 1, 5, 9, 2, 6, 5), 7), mesh.ask((2, 7), 12)]
@@ -87,7 +90,9 @@ def test_sessions_queue_for_pages_and_all_are_answered() -> None:
 
 
 @pytest.mark.parametrize("block", range(12))
-def test_under_any_schedule_of_kills_and_cancellations_nothing_is_lost_or_doubled(block: int) -> None:
+def test_under_any_schedule_of_kills_and_cancellations_nothing_is_lost_or_doubled(
+    block: int,
+) -> None:
     for seed in range(block * 25, block * 25 + 25):
         chance = random.Random(seed)
         mesh = SmallMesh(seed, DOUBLE, pages=chance.choice([8, 12, 40]))

@@ -89,7 +89,7 @@ class _Look:
         return _json(_listed(self._backend.find(request.path_params["name"])))
 
     async def node(self, request: Request) -> Response:
-        return _json(self._backend.status())
+        return _json(self._backend.status(ticket="ticket" in request.query_params))
 
     async def mesh(self, request: Request) -> Response:
         return _json(self._backend.mesh())

@@ -69,8 +69,8 @@ class Backend(Protocol):
         """Open a session. Raises NoRoute, Overloaded, NoCapacity or PromptTooLong."""
         ...
 
-    def status(self) -> dict[str, Any]:
-        """This node, ready for JSON."""
+    def status(self, *, ticket: bool = False) -> dict[str, Any]:
+        """This node, ready for JSON; an invitation to its mesh only when asked for."""
         ...
 
     def mesh(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Our place in the mesh: what we announce, whom we see, who has gone.
 
-Announces at once when something about us changes, else on a slow jittered beat; forgets nodes whose announcement ran
-out, and nodes that a broken link proved dead until they announce themselves anew.
+Announces at once when something about us changes, else on a slow jittered beat; forgets nodes whose
+announcement ran out, and nodes that a broken link proved dead until they announce themselves anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class MembershipConfig:
 
 
 class Membership:
-    """Keeps `view` true. `describe` gives our announcement, unsigned; `changed` says that it is different now."""
+    """Keeps `view` true. `describe` gives our announcement, unsigned; `changed` says that it is
+    different now.
+    """
 
     def __init__(
         self,
@@ -62,7 +64,9 @@ class Membership:
         self._changed.set()
 
     def suspect(self, node: NodeId) -> None:
-        """A link to `node` broke and could not be made again: it is gone until it announces itself anew."""
+        """A link to `node` broke and could not be made again: it is gone until it announces itself
+        anew.
+        """
         known = self.view.get(node)
         if known is not None:
             self._dead[node] = known.sequence

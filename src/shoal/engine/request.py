@@ -1,4 +1,6 @@
-"""What a client may ask of the sampler, and what it answers. No torch here: gateways without an engine use it too."""
+"""What a client may ask of the sampler, and what it answers. No torch here: gateways without an
+engine use it too.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ MAX_STOP_TOKENS = 256
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the last stage chooses tokens for one session. Defaults are OpenAI's; `temperature` 0 is greedy.
+    """How the last stage chooses tokens for one session. Defaults are OpenAI's; `temperature` 0 is
+    greedy.
 
-    Checked here once, whoever built it: a peer's Sampling is decoded by msgspec and passes through `__post_init__` too.
+    Checked here once, whoever built it: a peer's Sampling is decoded by msgspec and passes through
+    `__post_init__` too.
     """
 
     temperature: float = 1.0
@@ -25,7 +29,9 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0  # the gateway draws one when the client gives none
     logprobs: int = -1  # -1 = none, 0 = only the chosen token's, n = with the n best alternatives
     logit_bias: dict[int, float] = {}
-    stop_ids: tuple[int, ...] = ()  # end-of-text ids and stop_token_ids; the matching token ends the session
+    stop_ids: tuple[
+        int, ...
+    ] = ()  # end-of-text ids and stop_token_ids; the matching token ends the session
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:

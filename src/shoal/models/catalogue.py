@@ -11,7 +11,9 @@ from .text import Tokenizer
 
 
 class Catalogue:
-    """Opens each checkpoint once. A name that a peer speaks of is never a path and never starts a download."""
+    """Opens each checkpoint once. A name that a peer speaks of is never a path and never starts a
+    download.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, Checkpoint] = {}
@@ -19,7 +21,9 @@ class Catalogue:
         self._tokenizers: dict[Path, Tokenizer] = {}
 
     def add(self, name_or_path: str) -> Checkpoint:
-        """What our own user asked for: a folder, a hub id (downloaded when needed) or the built-in model."""
+        """What our own user asked for: a folder, a hub id (downloaded when needed) or the built-in
+        model.
+        """
         checkpoint = open_checkpoint(name_or_path)
         self._open[checkpoint.name] = checkpoint
         return checkpoint

@@ -1,4 +1,6 @@
-"""The mesh as the front door sees it: models to choose from, generations, and what `shoal status` shows."""
+"""The mesh as the front door sees it: models to choose from, generations, and what `shoal status`
+shows.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,14 @@ class MeshBackend:
         *,
         started_at: int,
         is_loading: Callable[[], bool],
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[bool], dict[str, Any]],
         mesh: Callable[[], dict[str, Any]],
     ) -> None:
         self._router, self._gateway, self._started_at = router, gateway, started_at
-        self._is_loading, self.status, self.mesh = is_loading, status, mesh
+        self._is_loading, self._status, self.mesh = is_loading, status, mesh
+
+    def status(self, *, ticket: bool = False) -> dict[str, Any]:
+        return self._status(ticket)
 
     @property
     def loading(self) -> bool:
@@ -82,11 +87,13 @@ class MeshBackend:
         wanted = len(request.prompt_ids) + request.sampling.max_tokens
         if wanted > limit:
             raise PromptTooLong(
-                f"{len(request.prompt_ids)} tokens of prompt and {request.sampling.max_tokens} of answer are more "
-                f"than the {limit} that {request.model} can hold",
+                f"{len(request.prompt_ids)} tokens of prompt and {request.sampling.max_tokens} "
+                f"of answer are more than the {limit} that {request.model} can hold",
                 param="max_tokens",
             )
-        stream = self._gateway.generate(Request(request.model, request.prompt_ids, request.sampling))
+        stream = self._gateway.generate(
+            Request(request.model, request.prompt_ids, request.sampling)
+        )
         try:
             await stream.opened()
         except BaseException:

@@ -6,21 +6,34 @@ from collections.abc import Sequence
 
 from ..bus import Announcement
 from ..models.checkpoint import Checkpoint
+from ..pipeline import ServingConfig
 from ..placement import Member, ModelShape, capacities, decide
 from ..units import NodeId, Slice
 
-KV_TOKENS = 4096  # room for so many tokens is kept free before weights are counted
+KV_TOKENS = (
+    4096  # room for so many tokens is kept before weights are counted, unless told otherwise
+)
+BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 
 
-def shape_of(checkpoint: Checkpoint, *, int8: bool) -> ModelShape:
-    """The model's parts as they will lie in memory; int8 weights are an eighth of a float64, a half of bf16."""
-    shrink = {"f32": 4, "bf16": 2, "f16": 2}[checkpoint.dtype] if int8 else 1
+def shape_of(checkpoint: Checkpoint, config: ServingConfig) -> ModelShape:
+    """The model's parts as they will lie in memory.
 
-    def slice_bytes(layers: Slice) -> int:
-        return checkpoint.slice_bytes(layers) // shrink
-
-    layer_bytes = [size // shrink for size in checkpoint.layer_bytes]
-    return ModelShape.measured(layer_bytes, slice_bytes, kv_bytes_per_token(checkpoint))
+    int8 keeps a byte for each weight of layers and head; the embedding stays as it is, and so a
+    tied head becomes a matrix of its own.
+    """
+    stored = ModelShape.measured(
+        checkpoint.layer_bytes, checkpoint.slice_bytes, kv_bytes_per_token(checkpoint)
+    )
+    own, wanted = BYTES[checkpoint.dtype], BYTES[config.dtype or checkpoint.dtype]
+    linear = 1 if config.quant == "int8" else wanted
+    return ModelShape(
+        tuple(size * linear // own for size in stored.layer_bytes),
+        stored.embed_bytes * wanted // own,
+        stored.head_bytes * linear // own,
+        stored.tied and config.quant == "none",
+        stored.kv_bytes_per_token_per_layer * wanted // own,
+    )
 
 
 def kv_bytes_per_token(checkpoint: Checkpoint) -> int:
@@ -35,24 +48,30 @@ def kv_bytes_per_token(checkpoint: Checkpoint) -> int:
 
 
 def choose(
-    checkpoint: Checkpoint, me: Announcement, others: Sequence[Announcement], *, int8: bool
+    checkpoint: Checkpoint,
+    me: Announcement,
+    others: Sequence[Announcement],
+    config: ServingConfig,
 ) -> Slice | None:
     """Our slice by the view of everybody; None when not one layer fits.
 
-    A node takes part when it serves the model already, or is free and could. That others keep their weights in
-    the same type as we do is an assumption: what they load is theirs to decide.
+    A node takes part when it serves the model already, or is free and could. That others keep their
+    weights in the same type as we do is an assumption: what they load is theirs to decide.
     """
-    shape = shape_of(checkpoint, int8=int8)
+    shape = shape_of(checkpoint, config)
+    kv_tokens = config.kv_tokens or KV_TOKENS
     members = [
         member
         for each in (me, *others)
-        if (member := _member(checkpoint, shape, each)) is not None
+        if (member := _member(checkpoint, shape, kv_tokens, each)) is not None
     ]
     return decide(shape, NodeId(me.node), members)
 
 
-def _member(checkpoint: Checkpoint, shape: ModelShape, node: Announcement) -> Member | None:
-    room = capacities(shape, node.offered_bytes, KV_TOKENS)
+def _member(
+    checkpoint: Checkpoint, shape: ModelShape, kv_tokens: int, node: Announcement
+) -> Member | None:
+    room = capacities(shape, node.offered_bytes, kv_tokens)
     for offer in node.stages:
         if offer.model == checkpoint.model_id and offer.total_layers == checkpoint.layers:
             leaving = offer.state == "draining"

@@ -17,7 +17,9 @@ class NodeConfig:
     mesh: Mesh
     name: str = ""  # "" = the friendly name of the identity
     relays: tuple[str, ...] = ()
-    relay_port: int | None = None  # of the embedded relay; None = any, and only when there is no other relay
+    relay_port: int | None = (
+        None  # of the embedded relay; None = any, and only when there is no other relay
+    )
     lan: bool = True
     listen_host: str = ""  # "" = every interface
     listen_port: int = 0
@@ -42,7 +44,9 @@ def node_config(
     serve: bool = True,
     relay_port: int | None = None,
 ) -> NodeConfig:
-    """Join settings and what only `shoal up` can say. Raises BadConfig or InvalidRequest where they contradict."""
+    """Join settings and what only `shoal up` can say. Raises BadConfig or InvalidRequest where they
+    contradict.
+    """
     if ticket is not None and private:
         raise InvalidRequest(
             "--join and --private contradict: the ticket says which mesh it is",

@@ -26,7 +26,7 @@ from ..engine.thread import EngineThread
 from ..errors import LinkClosed, NoCapacity, ShoalError
 from ..events import EventHub
 from ..hardware import detect, load_or_measure
-from ..identity import Identity, Ticket, load_or_create
+from ..identity import Ticket, load_or_create
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import BUILTIN, Checkpoint
 from ..pipeline import Pipeline, Serving, ServingConfig, import_engine
@@ -47,7 +47,8 @@ FIRST_VIEW_S = 0.5  # what others announce arrives within this after the relays 
 
 
 class Node:
-    """`async with Node(config) as node:` joins the mesh; leaving the block says goodbye and frees everything.
+    """`async with Node(config) as node:` joins the mesh; leaving the block says goodbye and frees
+    everything.
 
     The API answers from the start; `wait_serving` returns once our own slice is in service.
     """
@@ -91,7 +92,8 @@ class Node:
             stack.callback(importing.cancel)
             importing.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.relay = await self._start_relay(stack)
-        relays = (*config.relays, *((self.relay.url,) if self.relay else ()))
+        own = (self.relay.url,) if self.relay else ()
+        relays = tuple(dict.fromkeys((*own, *config.relays)))
         self.bus = NostrBus(self.identity, config.mesh, relays, emit=self.events.emit)
         self.membership = Membership(
             self.bus,
@@ -179,15 +181,13 @@ class Node:
             self.pipeline.gateway,
             started_at=int(time.time()),
             is_loading=lambda: not self._serving_done.done(),
-            status=self.status,
+            status=lambda ticket: self.status(ticket=ticket),
             mesh=self.mesh,
         )
         app = create_app(
             backend, config_for_bind(config.api_host, config.api_key or None), self.metrics.render
         )
-        self.api = await stack.enter_async_context(
-            ApiServer(app, config.api_host, config.api_port)
-        )
+        self.api = await stack.enter_async_context(ApiServer(app, config.api_host, config.api_port))
         runtime = config.folders.runtime_file
         runtime.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         runtime.write_bytes(msgspec.json.encode({"pid": os.getpid(), "api": self.api_url}))
@@ -198,13 +198,10 @@ class Node:
         self.serving.drain()
         with contextlib.suppress(ShoalError):
             await self.membership.leave()
-        deadline = time.monotonic() + LEAVE_S
-        while self._is_busy() and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self.pipeline.idle()
         self.serving.stop()
-
-    def _is_busy(self) -> bool:
-        return any(len(worker.sessions) for worker in self.pipeline.workers)
 
     # ---- what a caller may ask
 
@@ -220,7 +217,10 @@ class Node:
             hosts = [address.rpartition(":")[0] for address in self.links.addresses]
             relays += [f"ws://{host}:{self.relay.port}" for host in hosts]
         return Ticket(
-            mesh=mesh.name, secret=mesh.secret, relays=tuple(relays[:8]), addresses=self.links.addresses[:16]
+            mesh=mesh.name,
+            secret=mesh.secret,
+            relays=tuple(relays[:8]),
+            addresses=self.links.addresses[:16],
         )
 
     async def wait_serving(self) -> None:
@@ -238,9 +238,9 @@ class Node:
                 raise
             self._failed.result()
 
-    def status(self) -> dict[str, Any]:
+    def status(self, *, ticket: bool = False) -> dict[str, Any]:
+        """What `shoal status` shows; the ticket, which lets others in, only when asked for."""
         config = self.config
-        workers = {worker.key.model: worker for worker in self.pipeline.workers}
         return {
             "node": self.identity.node,
             "name": self.name,
@@ -251,19 +251,12 @@ class Node:
             "addresses": list(self.links.addresses),
             "capability": report.plain(self.capability),
             "stages": [
-                report.stage_report(
-                    offer,
-                    sessions=len(workers[offer.model].sessions) if offer.model in workers else 0,
-                    pages_used=workers[offer.model].sessions.pool.used_fraction
-                    if offer.model in workers
-                    else 0.0,
-                )
-                for offer in self.serving.offers()
+                report.stage_report(offer, worker) for offer, worker in self.serving.stages()
             ],
             "links": [{"node": node, "name": self._name_of(node)} for node in self.links.peers()],
             "faults": {node or "unproven": count for node, count in self.links.faults.items()},
             "announcements_dropped": dict(self.bus.dropped),
-            "ticket": self.ticket().encode(),
+            "ticket": self.ticket().encode() if ticket else None,
         }
 
     def mesh(self) -> dict[str, Any]:
@@ -307,7 +300,9 @@ class Node:
         return Contact(node, known.card.transport_key, known.addresses) if known else None
 
     def _admit(self, node: NodeId) -> bool:
-        """Anyone may knock at a public mesh's node; a private one knows its members by their announcements."""
+        """Anyone may knock at a public mesh's node; a private one knows its members by their
+        announcements.
+        """
         return not self.config.mesh.is_private or self.membership.view.get(node) is not None
 
     def _on_lost(self, node: NodeId, reason: str) -> None:
@@ -355,7 +350,7 @@ class Node:
         layers = config.layers or self._choice()
         if layers is None:
             raise NoCapacity(
-                f"not one layer of {self._model.name} fits into {config.memory} of this machine's memory",
+                f"not one layer of {self._model.name} fits into {config.memory} of this machine",
                 hint="allow more with --memory 80%, or take a smaller model with --model",
             )
         await self._serve(self._model, layers)
@@ -371,7 +366,7 @@ class Node:
         if self._model is None:
             return None
         others = self.membership.view.announcements()
-        return choose(self._model, self._describe(0), others, int8=self.config.quant == "int8")
+        return choose(self._model, self._describe(0), others, self._serving_config())
 
     async def _serve(self, checkpoint: Checkpoint, layers: Slice) -> None:
         rate = self.capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
@@ -380,7 +375,7 @@ class Node:
         await self.serving.serve(checkpoint, layers, guess, pinned=pinned)
 
     async def _follow_the_mesh(self) -> None:
-        """Move when the mesh has a hole that we can fill; a short wait lets the view settle first."""
+        """Move when the mesh has a hole that we can fill; a wait lets the view settle first."""
         while True:
             self._view_changed.clear()
             await self._view_changed.wait()
@@ -404,9 +399,7 @@ class _Background:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def start(
-        self, work: Coroutine[None, None, None], failed: asyncio.Future[None] | None
-    ) -> None:
+    def start(self, work: Coroutine[None, None, None], failed: asyncio.Future[None] | None) -> None:
         """Run `work`; what it raises is put into `failed`, for whoever runs the node."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)

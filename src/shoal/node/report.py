@@ -1,4 +1,6 @@
-"""What a node says about itself and its mesh, ready for JSON: the source of `shoal status`, `peers`, `map` and `ps`."""
+"""What a node says about itself and its mesh, ready for JSON: the source of `shoal status`,
+`peers`, `map` and `ps`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ from typing import Any
 import msgspec
 
 from ..bus import Announcement, StageOffer
+from ..pipeline import StageWorker
 from ..placement import coverage, missing
 from ..units import ModelId, NodeId
 
 
-def stage_report(offer: StageOffer, *, sessions: int, pages_used: float) -> dict[str, Any]:
+def stage_report(offer: StageOffer, worker: StageWorker | None) -> dict[str, Any]:
+    """One row of `shoal ps`. There is no worker before the slice is loaded."""
     return {
         "model": offer.model,
         "model_name": offer.model_name,
@@ -20,16 +24,16 @@ def stage_report(offer: StageOffer, *, sessions: int, pages_used: float) -> dict
         "total_layers": offer.total_layers,
         "state": offer.state,
         "compute": offer.compute,
-        "pages_used": round(pages_used, 4),
+        "pages_used": round(worker.sessions.pool.used_fraction, 4) if worker else 0.0,
         "free_tokens": offer.free_tokens,
         "total_tokens": offer.total_tokens,
         "context_length": offer.context_length,
-        "sessions": sessions,
+        "sessions": len(worker.sessions) if worker else 0,
     }
 
 
 def node_report(announcement: Announcement, *, me: NodeId, age_s: float) -> dict[str, Any]:
-    """One row of `shoal peers`. Addresses are counted, not shown: they are nobody else's business."""
+    """One row of `shoal peers`. Addresses are counted, not shown."""
     return {
         "node": announcement.node,
         "name": announcement.name,
@@ -58,7 +62,9 @@ def node_report(announcement: Announcement, *, me: NodeId, age_s: float) -> dict
 
 def model_reports(announcements: Sequence[Announcement]) -> list[dict[str, Any]]:
     """One entry for each model that anybody serves, with its weakest layer."""
-    offers: dict[tuple[ModelId, int], list[StageOffer]] = {}  # a liar's layer count makes a model of its own
+    offers: dict[
+        tuple[ModelId, int], list[StageOffer]
+    ] = {}  # a liar's layer count makes a model of its own
     for announcement in announcements:
         for offer in announcement.stages:
             offers.setdefault((offer.model, offer.total_layers), []).append(offer)

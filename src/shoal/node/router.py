@@ -1,4 +1,6 @@
-"""Joins what the mesh announces with what this machine can open: which models there are, and by which route."""
+"""Joins what the mesh announces with what this machine can open: which models there are, and by
+which route.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ HOP_S = 0.0005  # one way, between two nodes whose distance nobody has measured
 
 
 class Router:
-    """`offers` yields every stage that is announced, our own included; `doubtful` are nodes we cannot reach now."""
+    """`offers` yields every stage that is announced, our own included; `doubtful` are nodes we
+    cannot reach now.
+    """
 
     def __init__(
         self,
@@ -40,7 +44,9 @@ class Router:
         return self._catalogue.tokenizer(checkpoint) if checkpoint else None
 
     def best_offer(self, name: str) -> StageOffer:
-        """Any offer of that model, ours first; where we have the files, only of the very same model."""
+        """Any offer of that model, ours first; where we have the files, only of the very same
+        model.
+        """
         offers = [offer for _, offer in self._of(name)]
         if not offers:
             raise ModelNotFound(
@@ -85,8 +91,11 @@ class Router:
         return Plan(first.model, route.compute, stops)
 
     def _of(self, name: str) -> list[tuple[NodeId, StageOffer]]:
-        """The offers of one model. Two checkpoints may share a name: the gateway's tokenizer decides which is meant."""
-        offers = [(node, offer) for node, offer in self._offers() if offer.model_name == name]
+        """The offers of one model. Two checkpoints may share a name: the gateway's tokenizer
+        decides which is meant.
+        """
+        by_node = {node: offer for node, offer in self._offers() if offer.model_name == name}
+        offers = list(by_node.items())  # one slice of a model a node: more would be a lie
         checkpoint = self._catalogue.known(name)
         wanted = checkpoint.model_id if checkpoint else offers[0][1].model if offers else None
         return [(node, offer) for node, offer in offers if offer.model == wanted]

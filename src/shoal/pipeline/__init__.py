@@ -1,9 +1,10 @@
-"""One request over many nodes: sessions on a ring of stages, and what happens when one of them dies.
+"""One request over many nodes: sessions on a ring of stages, and what happens when one of them
+dies.
 
-Knows: routes, sessions, stages, token ids, who sends what to whom.
-Does not know: text, prices, how a route is chosen, how a layer is computed, what a connection is.
-The protocol is pure: `stage.py` is the stage's side of a session, `generation.py` the gateway's; `worker.py` and
-`gateway.py` merely carry. Start reading at `messages.py`.
+Knows: routes, sessions, stages, token ids, who sends what to whom. Does not know: text, prices, how
+a route is chosen, how a layer is computed, what a connection is. The protocol is pure: `stage.py`
+is the stage's side of a session, `generation.py` the gateway's; `worker.py` and `gateway.py` merely
+carry. Start reading at `messages.py`.
 """
 
 from .gateway import Gateway, Planner, Stream

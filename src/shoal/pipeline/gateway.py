@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-
 from typing import Self
 
 from ..engine.request import Sampled
@@ -26,7 +25,9 @@ from .generation import (
 )
 from .messages import Lost, Open, Opened, Refused, TokenEntry, pack_ids, to_frame
 
-Planner = Callable[[str, int, frozenset[NodeId]], Plan]  # (model name, tokens needed, nodes to avoid) or NoRoute
+Planner = Callable[
+    [str, int, frozenset[NodeId]], Plan
+]  # (model name, tokens needed, nodes to avoid) or NoRoute
 
 
 def new_session_id() -> SessionId:
@@ -34,7 +35,9 @@ def new_session_id() -> SessionId:
 
 
 class Stream:
-    """The tokens of one generation, as they come. Iterate it once; `aclose` cancels and frees everything everywhere."""
+    """The tokens of one generation, as they come. Iterate it once; `aclose` cancels and frees
+    everything everywhere.
+    """
 
     def __init__(self, gateway: Gateway, generation: Generation) -> None:
         self.id = new_session_id()  # stays the same over all routes that are tried
@@ -54,7 +57,9 @@ class Stream:
         return self.generation.plan
 
     async def opened(self) -> Self:
-        """Back once every stage is open. Raises NoRoute, Overloaded, NoCapacity or StageLost otherwise."""
+        """Back once every stage is open. Raises NoRoute, Overloaded, NoCapacity or StageLost
+        otherwise.
+        """
         await self.settled.wait()
         if self.error is not None and not self.generation.output:
             raise self.error
@@ -78,7 +83,7 @@ class Stream:
 
 
 class Gateway:
-    """Starts generations and keeps them going until each has ended in a whole answer or one error."""
+    """Keeps each generation going until it has ended in a whole answer or in one error."""
 
     def __init__(
         self,
@@ -154,7 +159,7 @@ class Gateway:
             stream.settled.set()
 
     def _tell(self, stream: Stream, tell: Tell) -> None:
-        """A node without a link is dialled for an Open; whether that fails we hear from the links."""
+        """A node without a link is dialled for an Open; if that fails, the links tell us."""
         if not isinstance(tell.message, Open) and not self._links.is_connected(tell.node):
             return
         try:

@@ -1,13 +1,15 @@
-"""One generation as its gateway sees it: answers in, instructions out. No socket, no clock, no randomness of its own.
+"""One generation as its gateway sees it: answers in, instructions out. No socket, no clock, no
+randomness of its own.
 
-A route is tried as a session of its own, with a fresh id. Opening it takes two strides, so that the first stage never
-computes for a stage that is not ready: first every stage but the first is opened, then the first, whose Open carries
-the prompt and so starts the work. When pages are short somewhere, the session queues: the stages are then opened one
-after the other in the order of their layers (the first one last), an order that all gateways share, so that two
-sessions can never wait for each other in a circle.
+A route is tried as a session of its own, with a fresh id. Opening it takes two strides, so that the
+first stage never computes for a stage that is not ready: first every stage but the first is opened,
+then the first, whose Open carries the prompt and so starts the work. When pages are short
+somewhere, the session queues: the stages are then opened one after the other in the order of their
+layers (the first one last), an order that all gateways share, so that two sessions can never wait
+for each other in a circle.
 
-When a stage is lost, another route without it is opened with the token ids so far, and the stream goes on: a token is
-delivered once, by its index, and only from the live session.
+When a stage is lost, another route without it is opened with the token ids so far, and the stream
+goes on: a token is delivered once, by its index, and only from the live session.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class GenerationConfig:
     max_attempts: int = 6
     queue_patience_s: float = 60.0  # how long a session may queue for pages at one stage
     answer_timeout_s: float = 10.0  # a stage that does not answer an Open is taken for lost
-    stall_timeout_s: float = 120.0  # the same for a session without a token: long prompts on slow nodes need time
+    stall_timeout_s: float = (
+        120.0  # the same for a session without a token: long prompts on slow nodes need time
+    )
 
 
 @dataclass
@@ -101,7 +105,9 @@ class Generation:
     avoid: frozenset[NodeId] = frozenset()
     plan: Plan | None = None
     session: SessionId | None = None
-    patient: bool = False  # pages were short: the stages are opened one by one and the session queues there
+    patient: bool = (
+        False  # pages were short: the stages are opened one by one and the session queues there
+    )
     _to_open: list[Stop] = field(default_factory=list)  # not asked yet
     _asked: dict[NodeId, Stop] = field(default_factory=dict)  # asked, not answered
     _open: list[Stop] = field(default_factory=list)
@@ -118,7 +124,9 @@ class Generation:
     # ---- opening a route
 
     def route(self, plan: Plan) -> list[Instruction]:
-        """Try this route. The Opens go out in one stride, or one by one when the last try found pages short."""
+        """Try this route. The Opens go out in one stride, or one by one when the last try found
+        pages short.
+        """
         if self.state == "over":
             return []
         self.attempt += 1
@@ -134,8 +142,9 @@ class Generation:
         if not self.output and self.attempt == 0:
             return self._over(error.code, error)
         lost = StageLost(
-            f"the answer broke off after {len(self.output)} tokens: {self._blame}, and {error.message}",
-            hint="send the request again once the mesh has the layers back; `shoal map MODEL` shows who holds them",
+            f"the answer broke off after {len(self.output)} tokens: "
+            f"{self._blame}, and {error.message}",
+            hint="ask again once the layers are back; `shoal map MODEL` shows who holds them",
         )
         return self._over(lost.code, lost)
 
@@ -194,14 +203,15 @@ class Generation:
         match message.reason:
             case "never":
                 error: ShoalError = NoCapacity(
-                    f"this prompt with max_tokens={self.request.sampling.max_tokens} cannot be held: {message.message}",
+                    f"this prompt with max_tokens={self.request.sampling.max_tokens} "
+                    f"cannot be held: {message.message}",
                     hint="ask for fewer max_tokens, or shorten the prompt",
                 )
                 return [*self._abandon(), *self._over(error.code, error)]
             case "busy" if self.patient:
                 error = Overloaded(
                     f"the mesh is full: {message.message}",
-                    hint="wait and send the request again, or add a node with `shoal up --join TICKET`",
+                    hint="ask again later, or add a node with `shoal up --join TICKET`",
                     retry_after_s=5.0,
                 )
                 return [*self._abandon(), *self._over(error.code, error)]
@@ -217,7 +227,7 @@ class Generation:
         if entry.session != self.session or self.session is None:
             return []
         if self.state == "opening" and not self._to_open and self._asked:
-            self._started()  # the token overtook the first stage's Opened, which came by another link
+            self._started()  # the token overtook the first stage's Opened: another link
         if self.state != "running":
             return []
         if sender != self._plan().stops[-1].node or entry.index != len(self.output):

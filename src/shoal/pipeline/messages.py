@@ -1,7 +1,8 @@
 """All that nodes say to each other about sessions: one frozen union, one screen.
 
-Token ids travel in the frame's body as little-endian u32, hidden states as raw tensor bytes; the header stays small.
-A session id is drawn anew for every route that is tried, so a message of an abandoned route can never be mistaken.
+Token ids travel in the frame's body as little-endian u32, hidden states as raw tensor bytes; the
+header stays small. A session id is drawn anew for every route that is tried, so a message of an
+abandoned route can never be mistaken.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MAX_ROWS = 4096  # sequences in one step: more than any stage will ever batch
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Gateway -> stage, once a session: all this stage has to know. Body: prompt ids, then output ids.
+    """Gateway -> stage, once a session: all this stage has to know. Body: prompt ids, then output
+    ids.
 
     Only the first stage is given the ids, and the last one where a repetition penalty needs them.
     `known_tokens` = prompt + output so far: the row that reaches it is the first to be sampled.
@@ -47,7 +49,9 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """Stage -> gateway: busy (try later), never (would not fit an empty stage), gone (no such stage here), unreachable (next hop)."""
+    """Stage -> gateway: busy (try later), never (would not fit an empty stage), gone (no such stage
+    here), unreachable (next hop).
+    """
 
     session: SessionId
     reason: Literal["busy", "never", "gone", "unreachable"]
@@ -63,7 +67,9 @@ class RowEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """Stage -> next stage: all that one forward made for it. Body: hidden states (sum of counts, width), row-major."""
+    """Stage -> next stage: all that one forward made for it. Body: hidden states (sum of counts,
+    width), row-major.
+    """
 
     rows: Annotated[tuple[RowEntry, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
 
@@ -87,7 +93,9 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 class Lost(msgspec.Struct, frozen=True, tag=True):
-    """Stage -> gateway: this session cannot go on here. `node` is whom we could not reach, or ourselves."""
+    """Stage -> gateway: this session cannot go on here. `node` is whom we could not reach, or
+    ourselves.
+    """
 
     session: SessionId
     node: NodeId

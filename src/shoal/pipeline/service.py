@@ -29,7 +29,9 @@ from .worker import StageKey, StageWorker
 
 
 class Pipeline:
-    """Owns the tasks of its workers; `async with` it. Frames on the pipeline's channel are its food."""
+    """Owns the tasks of its workers; `async with` it. Frames on the pipeline's channel are its
+    food.
+    """
 
     def __init__(
         self,
@@ -71,27 +73,41 @@ class Pipeline:
         worker.shut_down()
         task.cancel()
 
+    async def idle(self) -> None:
+        """Back once no stage here has a session."""
+        for worker in self.workers:
+            await worker.idle.wait()
+
     # ---- messages
 
     def receive(self, sender: NodeId, frame: Frame) -> None:
-        """Raises PeerError for what an honest peer would not send: the transport drops the peer and counts it."""
-        match from_frame(frame):
-            case Step() as step:
+        """Raises PeerError for what an honest peer would not send: the transport drops the peer
+        and counts it.
+        """
+        message = from_frame(frame)
+        match message:
+            case Step():
                 for worker in self.workers:
-                    worker.step(step, frame.body, sender)
+                    worker.step(message, frame.body, sender)
             case Tokens(entries):
                 for entry in entries:
                     self._token(entry, sender)
-            case Open() as message:
+            case Open():
                 self._open(message, frame.body, sender)
             case Close(session):
                 for worker in self.workers:
                     worker.close(session, sender)
-            case Opened() as message:
+            case _:
+                self._answer(message, sender)
+
+    def _answer(self, message: Opened | Refused | Lost, sender: NodeId) -> None:
+        """What stages tell the gateway."""
+        match message:
+            case Opened():
                 self.gateway.opened(message, sender)
-            case Refused() as message:
+            case Refused():
                 self.gateway.refused(message, sender)
-            case Lost() as message:
+            case Lost():
                 self.gateway.stage_lost(message, sender)
 
     def _token(self, entry: TokenEntry, sender: NodeId) -> None:

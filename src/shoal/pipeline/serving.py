@@ -1,6 +1,8 @@
-"""The slices this node serves: loads them on the engine thread, puts them into service, says what it offers.
+"""The slices this node serves: loads them on the engine thread, puts them into service, says what
+it offers.
 
-`offers()` is what the node announces about itself; `changed` is called whenever it would read differently.
+`offers()` is what the node announces about itself; `changed` is called whenever it would read
+differently.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
 from ..engine.pages import PagePool
+from ..engine.rows import Row
 from ..errors import EngineMissing, NoCapacity
 from ..events import Emit, StageChanged
 from ..models.checkpoint import Checkpoint
 from ..transport import Links
-from ..engine.rows import Row
 from ..units import NodeId, SessionId, Slice, readable_bytes
 from .service import Pipeline
 from .stage import StageSessions
@@ -181,6 +183,9 @@ class Serving:
             if served.worker is not None:
                 self._pipeline.stop(served.worker.key)
             self._forget(model, "left")
+
+    def stages(self) -> list[tuple[StageOffer, StageWorker | None]]:
+        return [(self._offer(served), served.worker) for served in self.slices]
 
     def offers(self) -> tuple[StageOffer, ...]:
         return tuple(self._offer(served) for served in self.slices)

@@ -1,9 +1,11 @@
-"""The sessions of one stage: messages in, instructions out. No socket, no clock, no tensor arithmetic.
+"""The sessions of one stage: messages in, instructions out. No socket, no clock, no tensor
+arithmetic.
 
-A session here is a place in the ring: who may send us rows, whom we send ours, and the pages set aside for it.
-Its life: Open -> (link to the next hop is made) -> (pages are set aside, at once or after queueing) -> rows -> Close.
-Whoever runs this object carries out the instructions and tells it which rows are being computed, so that the pages
-of a session that is closed in the middle of a forward are given back only after it.
+A session here is a place in the ring: who may send us rows, whom we send ours, and the pages set
+aside for it. Its life: Open -> (link to the next hop is made) -> (pages are set aside, at once or
+after queueing) -> rows -> Close. Whoever runs this object carries out the instructions and tells it
+which rows are being computed, so that the pages of a session that is closed in the middle of a
+forward are given back only after it.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ class _Session:
 class StageSessions:
     """One stage's table of sessions.
 
-    `first` and `last` say which ends of the model the stage holds. `make_sampler` is called for sessions of a last
-    stage: handed in, so that this file needs no torch.
+    `first` and `last` say which ends of the model the stage holds. `make_sampler` is called for
+    sessions of a last stage: handed in, so that this file needs no torch.
     """
 
     me: NodeId
@@ -124,14 +126,22 @@ class StageSessions:
 
     # ---- opening
 
-    def open(self, message: Open, ids: tuple[int, ...], gateway: NodeId, now: float) -> list[Instruction]:
-        """A gateway wants a session here. Raises BadMessage where no honest gateway could have sent this."""
+    def open(
+        self, message: Open, ids: tuple[int, ...], gateway: NodeId, now: float
+    ) -> list[Instruction]:
+        """A gateway wants a session here. Raises BadMessage where no honest gateway could have sent
+        this.
+        """
         known = self._sessions.get(message.session)
         if known is not None:
             raise BadMessage(f"session {message.session} is already open")
         self._check_open(message, ids)
         if len(self._sessions) >= self.config.max_sessions:
-            return [self._refuse(message, gateway, "busy", f"{self.config.max_sessions} sessions are open here")]
+            return [
+                self._refuse(
+                    message, gateway, "busy", f"{self.config.max_sessions} sessions are open here"
+                )
+            ]
         patience = min(max(message.patience_s, 0.0), self.config.max_patience_s)
         self._sessions[message.session] = _Session(
             message, gateway, self.first, self.last, ids, deadline=now + patience
@@ -144,7 +154,9 @@ class StageSessions:
         if not 0 <= message.output_tokens <= message.known_tokens:
             raise BadMessage("output_tokens must be within known_tokens")
         if self.first and len(ids) != message.known_tokens:
-            raise BadMessage(f"the first stage needs {message.known_tokens} token ids, got {len(ids)}")
+            raise BadMessage(
+                f"the first stage needs {message.known_tokens} token ids, got {len(ids)}"
+            )
         if len(ids) not in (0, message.output_tokens, message.known_tokens):
             raise BadMessage("token ids must be all known ones, the output's, or none")
         if ids and max(ids) >= self.vocab_size:
@@ -168,7 +180,9 @@ class StageSessions:
         return [self._refuse(this.open, this.gateway, "unreachable", message)]
 
     def admit(self, now: float) -> list[Instruction]:
-        """Give pages to the sessions that wait, first come first served. Call it again at `next_deadline`."""
+        """Give pages to the sessions that wait, first come first served. Call it again at
+        `next_deadline`.
+        """
         out: list[Instruction] = []
         blocked = False  # one that waits for more room is not overtaken by smaller ones
         for this in [each for each in self._sessions.values() if each.state == "waiting"]:
@@ -187,14 +201,21 @@ class StageSessions:
         return out
 
     def next_deadline(self) -> float | None:
-        return min((each.deadline for each in self._sessions.values() if each.state == "waiting"), default=None)
+        return min(
+            (each.deadline for each in self._sessions.values() if each.state == "waiting"),
+            default=None,
+        )
 
     def _give_up(self, this: _Session, reason: Literal["busy", "never"], why: str) -> Send:
         del self._sessions[this.open.session]
         return self._refuse(this.open, this.gateway, reason, why)
 
     def _refuse(
-        self, message: Open, gateway: NodeId, reason: Literal["busy", "never", "unreachable"], why: str
+        self,
+        message: Open,
+        gateway: NodeId,
+        reason: Literal["busy", "never", "unreachable"],
+        why: str,
     ) -> Send:
         return Send(gateway, Refused(message.session, reason, why))
 
@@ -237,9 +258,13 @@ class StageSessions:
         if this.first or sender != this.open.previous:
             raise BadMessage(f"{sender} is not the stage before us in session {entry.session}")
         if entry.start != this.position or entry.count < 1:
-            raise BadMessage(f"expected position {this.position} of session {entry.session}, got {entry.start}")
+            raise BadMessage(
+                f"expected position {this.position} of session {entry.session}, got {entry.start}"
+            )
         if entry.start + entry.count > this.open.reserve_tokens:
-            raise BadMessage(f"session {entry.session} outgrew the {this.open.reserve_tokens} tokens it reserved")
+            raise BadMessage(
+                f"session {entry.session} outgrew the {this.open.reserve_tokens} tokens it reserved"
+            )
         return [Enqueue(self._row(this, entry.start, entry.count, hidden=hidden))]
 
     def token(self, entry: TokenEntry, sender: NodeId) -> list[Instruction]:
@@ -250,7 +275,9 @@ class StageSessions:
         if sender != this.open.previous:
             raise BadMessage(f"{sender} is not the last stage of session {entry.session}")
         if not 0 <= entry.sampled.token < self.vocab_size:
-            raise BadMessage(f"token id {entry.sampled.token} is outside the vocabulary of {self.vocab_size}")
+            raise BadMessage(
+                f"token id {entry.sampled.token} is outside the vocabulary of {self.vocab_size}"
+            )
         if this.position - (this.open.known_tokens - this.open.output_tokens) != entry.index:
             raise BadMessage(f"token {entry.index} of session {entry.session} came out of turn")
         if entry.sampled.finish or this.position >= this.open.reserve_tokens:
@@ -265,7 +292,9 @@ class StageSessions:
     def finish(
         self, rows: Sequence[Row], sampled: Sequence[Sampled | None], now: float
     ) -> list[Instruction]:
-        """The forward is done: `sampled[i]` belongs to `rows[i]`. One Forward per next hop, one Tokens per reader."""
+        """The forward is done: `sampled[i]` belongs to `rows[i]`. One Forward per next hop, one
+        Tokens per reader.
+        """
         freed = False
         steps: dict[NodeId, tuple[list[RowEntry], list[int]]] = {}
         tokens: dict[NodeId, list[TokenEntry]] = {}
@@ -283,13 +312,19 @@ class StageSessions:
                 indices.append(index)
             elif choice is not None:
                 self._report(this, row, choice, tokens)
-        out += [Forward(node, Step(tuple(entries)), tuple(at)) for node, (entries, at) in steps.items()]
+        out += [
+            Forward(node, Step(tuple(entries)), tuple(at)) for node, (entries, at) in steps.items()
+        ]
         out += [Send(node, Tokens(tuple(entries))) for node, entries in tokens.items()]
         return out + self.admit(now) if freed else out
 
     @staticmethod
-    def _report(this: _Session, row: Row, choice: Sampled, tokens: dict[NodeId, list[TokenEntry]]) -> None:
-        """The gateway gets all of it; the first stage, when it is somebody else, just what it needs to go on."""
+    def _report(
+        this: _Session, row: Row, choice: Sampled, tokens: dict[NodeId, list[TokenEntry]]
+    ) -> None:
+        """The gateway gets all of it; the first stage, when it is somebody else, just what it needs
+        to go on.
+        """
         prompt_tokens = this.open.known_tokens - this.open.output_tokens
         index = row.start + row.count - prompt_tokens
         tokens.setdefault(this.gateway, []).append(TokenEntry(this.open.session, index, choice))
@@ -307,7 +342,9 @@ class StageSessions:
             raise BadMessage(f"{sender} is not the gateway of session {session}")
         return self._end(this, now)
 
-    def fail(self, session: SessionId, why: str, now: float, blame: NodeId | None = None) -> list[Instruction]:
+    def fail(
+        self, session: SessionId, why: str, now: float, blame: NodeId | None = None
+    ) -> list[Instruction]:
         """We cannot go on: tell the gateway, which will look for another route."""
         this = self._sessions.get(session)
         if this is None or this.closed:
@@ -316,7 +353,9 @@ class StageSessions:
         return [told, *self._end(this, now)]
 
     def node_lost(self, node: NodeId, why: str, now: float) -> list[Instruction]:
-        """A link went down. Sessions of a dead gateway end; a dead neighbour is reported to the gateway."""
+        """A link went down. Sessions of a dead gateway end; a dead neighbour is reported to the
+        gateway.
+        """
         out: list[Instruction] = []
         for this in list(self._sessions.values()):
             if this.closed:

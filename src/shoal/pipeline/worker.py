@@ -1,6 +1,8 @@
-"""Runs one stage: carries frames to its sessions, rows to the engine thread, and results to the next hop.
+"""Runs one stage: carries frames to its sessions, rows to the engine thread, and results to the
+next hop.
 
-The loop is the whole story: take what is ready, one ragged forward, send the results, wait for the next hop to keep up.
+The loop is the whole story: take what is ready, one ragged forward, send the results, wait for the
+next hop to keep up.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class StageKey:
 
 
 class StageWorker:
-    """One slice in service on this node. `run` it in a task group; hand it the messages that concern it."""
+    """One slice in service on this node. `run` it in a task group; hand it the messages that
+    concern it.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,8 @@ class StageWorker:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.draining = False
+        self.idle = asyncio.Event()  # no session is here
+        self.idle.set()
 
     # ---- messages in
 
@@ -108,6 +114,7 @@ class StageWorker:
                     self._batcher.drop(session)
                 case Forward():
                     raise AssertionError("forwards come from finish(), which _dispatch handles")
+        (self.idle.clear if self.sessions else self.idle.set)()
         self._arm_timer()
 
     def _send(self, node: NodeId, message: Message, body: Bytes = b"") -> None:
@@ -160,7 +167,11 @@ class StageWorker:
         started = self._clock()
         try:
             result = await self._thread.run(self._stage.step, rows)
-        except (RuntimeError, ValueError, IndexError) as error:  # the engine failed on these rows, not on the others
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ) as error:  # the engine failed on these rows, not on the others
             self._fail(rows, f"the engine failed: {error}")
             return
         self._emit(
