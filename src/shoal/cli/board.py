@@ -22,6 +22,7 @@ class Board:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._names: dict[str, str] = {}
+        self._leaving = False
 
     def introduce(self, *, new: bool) -> None:
         """Device, identity, mesh, address: all that is known before the layers are loaded."""
@@ -39,8 +40,15 @@ class Board:
         if not self._report().stages:
             check(True, "serving", "no layers: an API and a way into the mesh")
 
+    def leave(self) -> None:
+        """From here on, what ends does so because it should."""
+        self._leaving = True
+        note("  leaving  the mesh is told, running answers may end ...")
+
     def show(self, event: Event) -> None:
         """One line for what people want to know; the event log has the rest."""
+        if self._leaving:
+            return
         match event:
             case NodeSeen(node, name):
                 self._names[node] = name

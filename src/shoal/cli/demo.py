@@ -84,7 +84,6 @@ def demo(
         quant=quant,
     )
     with sandbox() as children:
-        note(f"starting {nodes} nodes for the {checkpoint.layers} layers of {checkpoint.name} ...")
         client = start(plan, slices, children)
         found, holders = wait_for_model(client, checkpoint, children)
         startup_s = perf_counter() - started
@@ -117,10 +116,13 @@ def opened(model: str, nodes: int) -> tuple[Checkpoint, list[Slice]]:
 
 def start(plan: DemoPlan, slices: list[Slice], children: Children) -> NodeClient:
     """Start all nodes at once; back as soon as the first one's API is up."""
-    gateway, *_ = [
+    gateway, *others = [
         children.start(f"node-{i + 1}", shoal_command(*plan.arguments(layers, first=i == 0)))
         for i, layers in enumerate(slices)
     ]
+    note(
+        f"{1 + len(others)} nodes start, with layers {', '.join(map(str, slices))} of {plan.model}"
+    )
     return NodeClient(wait_until(lambda: gateway.ready, children, "the first node").api)
 
 
