@@ -229,6 +229,21 @@ async def test_7_a_server_of_another_protocol_is_refused() -> None:
             await TlsCarrier(AMBER).dial(contact(BIRCH, address))
 
 
+async def test_small_frames_leave_at_once_on_both_sides(mesh: Mesh) -> None:
+    """asyncio sets TCP_NODELAY only where the socket names its protocol; accepted ones do not."""
+    carriers = [TlsCarrier(each, TlsConfig(host="127.0.0.1")) for each in (AMBER, BIRCH)]
+    amber, birch = [
+        await mesh.node(identity, carriers=[carrier])
+        for identity, carrier in zip((AMBER, BIRCH), carriers, strict=True)
+    ]
+    await amber.links.connect(birch.id)
+    for carrier in carriers:
+        (wire,) = carrier._wires
+        assert wire._transport is not None
+        tcp = wire._transport.get_extra_info("socket")
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # Strangers and hostile peers against a live node.
 
 

@@ -92,10 +92,11 @@ class TlsWire(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self._open_wires.add(self)
-        option = getattr(socket, "TCP_USER_TIMEOUT", None)
-        if option is not None:  # Linux only
-            with contextlib.suppress(OSError):
-                sock = transport.get_extra_info("socket")
+        sock = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # already closed by the peer
+            # asyncio does this only for sockets that name their protocol; ours that accept do not
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if option := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux only
                 sock.setsockopt(socket.IPPROTO_TCP, option, _TCP_USER_TIMEOUT_MS)
 
     def data_received(self, data: bytes) -> None:
