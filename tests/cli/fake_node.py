@@ -20,7 +20,7 @@ NODE: dict[str, Any] = {
     "name": "amber-fox",
     "version": "0.1.0",
     "uptime_s": 75.0,
-    "mesh": {"label": "public", "private": False},
+    "mesh": {"label": "shoal", "private": False},
     "relays": [
         {"url": "ws://127.0.0.1:7447", "connected": True, "attempts": 1, "error": None},
         {"url": "wss://gone.example", "connected": False, "attempts": 4, "error": "refused"},

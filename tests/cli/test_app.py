@@ -114,3 +114,15 @@ def test_the_id_is_made_once_and_kept(shoal: Shoal) -> None:
     first = json.loads(shoal("id", "--json", asks=False).stdout)
     assert first["node"].startswith("npub1")
     assert shoal("id", asks=False).stdout.split() == [first["node"], first["name"]]
+
+
+def test_ctrl_c_before_the_command_took_over_is_130_without_traceback() -> None:
+    early = (
+        "import sys; from shoal import cli\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'shoal.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted()); cli.run()"
+    )
+    ended = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")

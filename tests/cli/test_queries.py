@@ -75,7 +75,15 @@ def test_map_of_an_unknown_model_names_the_known_ones(shoal: Shoal) -> None:
 
 def test_status_shows_identity_mesh_relays_and_slices(shoal: Shoal) -> None:
     text = shoal("status").stdout
-    for part in ("amber-fox", AMBER, "2 cores", "21 GB/s measured", "public", "still-lake", "75 s"):
+    for part in (
+        "amber-fox",
+        AMBER,
+        "2 cores",
+        "21 GB/s measured",
+        "public · shoal",
+        "still-lake",
+        "75 s",
+    ):
         assert part in text
     assert "✓ relay     ws://127.0.0.1:7447" in text
     assert "✗ relay     wss://gone.example · down, tried 4 times: refused" in text

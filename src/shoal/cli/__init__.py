@@ -8,11 +8,18 @@ Start reading at `app.py`. Heavy imports live inside the commands, so that `--he
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["run"]
+
+_INTERRUPTED = 130
 
 
 def run() -> None:
     """Run the command line of this process; leaves by SystemExit with the command's exit code."""
-    from .app import main
+    try:
+        from .app import main
 
-    main()
+        main()
+    except KeyboardInterrupt:  # before the command took over its signals
+        sys.exit(_INTERRUPTED)

@@ -10,7 +10,7 @@ from ..events import Event, NodeGone, NodeSeen, PeerFault, RelayChanged, StageCh
 from ..units import ModelId, Slice
 from .output import check, note
 from .reports import NodeReport
-from .status import device
+from .status import device, mesh_name
 
 if TYPE_CHECKING:
     from ..node import Node
@@ -27,12 +27,11 @@ class Board:
     def introduce(self, *, new: bool) -> None:
         """Device, identity, mesh, address: all that is known before the layers are loaded."""
         report = self._report()
-        kind = "private" if report.mesh.private else "public"
         up = sum(relay.connected for relay in report.relays)
         fresh = "  (new)" if new else ""
         check(True, "device", device(report.capability))
         check(True, "identity", f"{report.name} · {report.node}{fresh}")
-        check(up > 0, "mesh", f"{kind} · {report.mesh.label} · {up} of {len(report.relays)} relays")
+        check(up > 0, "mesh", f"{mesh_name(report)} · {up} of {len(report.relays)} relays")
         note(f"  API  {self._node.api_url}/v1      another machine joins with: shoal invite")
 
     def settled(self) -> None:

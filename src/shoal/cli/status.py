@@ -24,14 +24,13 @@ def status(api: Api = None, api_key: ApiKey = None, as_json: AsJson = False) -> 
 def lines(report: NodeReport) -> list[tuple[bool, str, str]]:
     """(all is well, label, text) of each line."""
     up_for = f"shoal {report.version} · up for {duration(report.uptime_s)}"
-    mesh = "private" if report.mesh.private else "public"
     addresses = ", ".join(report.addresses) or "no direct address"
     links = ", ".join(peer.name for peer in report.links) or "none"
     return [
         (True, "node", f"{report.name} · {report.node}"),
         (True, "running", up_for),
         (True, "device", device(report.capability)),
-        (True, "mesh", f"{mesh} · {report.mesh.label}"),
+        (True, "mesh", mesh_name(report)),
         *[relay_line(relay) for relay in report.relays],
         (bool(report.addresses), "address", addresses),
         *[
@@ -45,6 +44,11 @@ def lines(report: NodeReport) -> list[tuple[bool, str, str]]:
         (True, "links", links),
         *[(False, "faults", f"{count} by {node[:12]}") for node, count in report.faults.items()],
     ]
+
+
+def mesh_name(report: NodeReport) -> str:
+    """A private mesh's label says that it is private."""
+    return report.mesh.label if report.mesh.private else f"public · {report.mesh.label}"
 
 
 def device(hardware: Hardware) -> str:
