@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 
 import pytest
@@ -56,14 +56,15 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True)
     assert found.stdout == "[]\n"
-    best = min(timed("--help") for _ in range(3))
-    assert best < 1.5  # 0.5 s is the aim; other work may slow this machine
+    assert min(cpu_seconds("--help") for _ in range(2)) < 1.0  # 0.5 s is the aim
 
 
-def timed(*arguments: str) -> float:
-    started = perf_counter()
+def cpu_seconds(*arguments: str) -> float:
+    """Of a whole run: other work on this machine slows the clock, but not this."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert program(*arguments).returncode == 0
-    return perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_the_version_is_one_line(shoal: Shoal) -> None:
@@ -75,7 +76,7 @@ def test_an_unknown_command_is_a_usage_error(shoal: Shoal) -> None:
 
 
 def test_a_pipe_gets_no_escape_codes(fake_node: FakeNode, tmp_path: Path) -> None:
-    for query in ("status", "peers", "ps"):
+    for query in ("status", "ps"):
         told = program(query, "--api", fake_node.url, home=tmp_path)
         assert told.returncode == 0
         assert "\x1b" not in told.stdout + told.stderr
