@@ -246,3 +246,16 @@ async def test_what_a_stranger_should_not_say_is_dropped_and_counted(
         async with world.bus(CORAL, url) as honest:
             await honest.announce(announcement(CORAL))
             await ear.until(lambda: ear.heard() == [(CORAL.node, 1)])
+
+
+async def test_a_relay_that_was_down_at_the_start_is_used_once_it_is_up(world: World) -> None:
+    url, ear = await world.relay(), Ear()
+    await world.stop(url)
+    amber, birch = world.bus(AMBER, url), world.bus(BIRCH, url)
+    ear.at(birch)
+    async with amber, birch:
+        await amber.announce(announcement(AMBER))
+        assert not amber.status()[0].connected
+        await world.start(url)
+        await ear.until(lambda: ear.heard() == [(AMBER.node, 1)])
+        await birch.send_sealed(AMBER.node, b"found you")

@@ -82,16 +82,18 @@ def test_a_forged_seal_is_refused(seal: object) -> None:
         events.unseal(keys_of(BIRCH), wrap)
 
 
-def test_a_seal_with_a_stolen_signature_is_refused() -> None:
+@pytest.mark.parametrize(
+    "change", [{"pubkey": PublicKey.parse(CORAL.node).to_hex()}, {"sig": "00" * 64}, {"tags": [[]]}]
+)
+def test_a_seal_that_was_changed_is_refused(change: dict[str, object]) -> None:
     seal = json.loads(seal_by(AMBER, BIRCH, rumor_by(AMBER, "hi")).as_json())  # type: ignore[attr-defined]
-    forged = {**seal, "pubkey": PublicKey.parse(CORAL.node).to_hex()}
 
-    class Text:
+    class Changed:
         def as_json(self) -> str:
-            return json.dumps(forged)
+            return json.dumps({**seal, **change})
 
     with pytest.raises(BadProof):
-        events.unseal(keys_of(BIRCH), wrap_of(Text(), BIRCH, Keys.generate()))
+        events.unseal(keys_of(BIRCH), wrap_of(Changed(), BIRCH, Keys.generate()))
 
 
 @settings(max_examples=30)

@@ -20,6 +20,7 @@ from ..errors import BadConfig
 # of one connection; a member announces a few times a minute and sends letters now and then
 _LIMIT = RateLimit(max_reqs=100, notes_per_minute=1200)
 _MAX_CONNECTIONS = 1024
+_GRACE_S = 0.02
 
 
 class EmbeddedRelay:
@@ -58,5 +59,8 @@ class EmbeddedRelay:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        """A connection that is busy at the moment of a shutdown misses it, hence the second."""
         if self._relay is not None:
+            self._relay.shutdown()
+            await asyncio.sleep(_GRACE_S)
             self._relay.shutdown()

@@ -45,7 +45,6 @@ class Card(msgspec.Struct, frozen=True):
 
     def verify(self) -> None:
         """Raise BadProof unless both keys vouch for each other and the transport key is usable."""
-        ed25519.check_public_key(self.transport_key)
         public = nostr_keys.public_key_of(self.node)
         ed25519.verify(self.transport_key, _DOMAIN, public, self.transport_signature)
         nostr_keys.verify(self.node, _claim(self.transport_key), self.nostr_signature)
