@@ -72,6 +72,9 @@ def up(
     relay_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Run a relay here; 0 = any port.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="A line on stderr for each request and link.")
+    ] = False,
     as_json: AsJson = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
@@ -107,10 +110,10 @@ def up(
         serve=not no_serve,
         relay_port=relay_port,
     )
-    asyncio.run(serve(config, as_json=as_json))
+    asyncio.run(serve(config, as_json=as_json, verbose=verbose))
 
 
-async def serve(config: NodeConfig, *, as_json: bool) -> None:
+async def serve(config: NodeConfig, *, as_json: bool, verbose: bool = False) -> None:
     """Be a node until a signal. SIGTERM ends a service and is no failure; Ctrl-C is told as 130."""
     from ..node import Node
 
@@ -122,10 +125,19 @@ async def serve(config: NodeConfig, *, as_json: bool) -> None:
         if not ending.signal:
             board = Board(node)
             node.events.listen(board.show)
+            if verbose:
+                log_to_stderr(node)
             json_line(ready(node)) if as_json else board.introduce(new=new)
             await stay(node, ending, board)
     if ending.signal == signal.SIGINT:
         raise Stopped(ending.signal)
+
+
+def log_to_stderr(node: Node) -> None:
+    from ..telemetry import configure_logging, log_event
+
+    configure_logging()
+    node.events.listen(log_event)
 
 
 async def stay(node: Node, ending: Ending, board: Board) -> None:
@@ -150,7 +162,7 @@ def ready(node: Node) -> dict[str, str | None]:
         "name": node.name,
         "api": node.api_url,
         "ticket": node.ticket().encode(),
-        "relay": node.relay.url if node.relay else None,
+        "relay": node.relay_url,
     }
 
 

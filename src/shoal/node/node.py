@@ -92,7 +92,7 @@ class Node:
             stack.callback(importing.cancel)
             importing.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.relay = await self._start_relay(stack)
-        own = (self.relay.url,) if self.relay else ()
+        own = [self.relay_url] if self.relay_url else []
         relays = tuple(dict.fromkeys((*own, *config.relays)))
         self.bus = NostrBus(self.identity, config.mesh, relays, emit=self.events.emit)
         self.membership = Membership(
@@ -208,6 +208,12 @@ class Node:
     @property
     def api_url(self) -> str:
         return self.api.url
+
+    @property
+    def relay_url(self) -> str | None:
+        """Of the embedded relay, as this machine reaches it."""
+        host = self.config.listen_host or "127.0.0.1"
+        return f"ws://{host}:{self.relay.port}" if self.relay else None
 
     def ticket(self) -> Ticket:
         """What another machine needs to join."""
