@@ -215,13 +215,10 @@ async def test_entering_waits_no_longer_than_the_timeout_for_dead_relays() -> No
 async def test_a_refusal_by_the_relay_shows_in_the_status() -> None:
     async with EmbeddedRelay() as relay, NostrBus(AMBER, CLUB, [relay.url]) as amber:
         await amber.announce(announcement(AMBER))
-        amber._stamped -= 100  # an older event at the same address is refused
-        amber._clock = lambda: 0
-        await amber._send(
-            events.announcement_event(
-                keys_of(AMBER), CLUB.topic, "old", created_at=1000, expires_at=1 << 40
-            )
+        stale = events.announcement_event(
+            keys_of(AMBER), CLUB.topic, "old", created_at=1000, expires_at=1 << 40
         )
+        await amber._relays.send(stale)
         await Ear().until(lambda: amber.status()[0].error != "")
 
 
@@ -306,3 +303,16 @@ async def test_a_taken_port_is_an_error_that_says_so() -> None:
 def test_the_library_error_is_the_one_we_catch() -> None:
     with pytest.raises(NostrSdkError):
         Keys.parse("nonsense")
+
+
+async def test_a_relay_on_all_addresses_is_dialled_on_this_machines_own() -> None:
+    async with EmbeddedRelay(host="0.0.0.0") as relay:  # noqa: S104
+        assert relay.url == f"ws://127.0.0.1:{relay.port}"
+        async with NostrBus(AMBER, CLUB, [relay.url], config=QUICK) as amber:
+            assert amber.status()[0].connected
+
+
+async def test_a_relay_added_twice_at_once_is_one_relay() -> None:
+    async with EmbeddedRelay() as relay, NostrBus(AMBER, CLUB, config=QUICK) as amber:
+        await asyncio.gather(*(amber.add_relay(relay.url) for _ in range(3)))
+        await Ear().until(lambda: [s.connected for s in amber.status()] == [True])

@@ -21,7 +21,7 @@ from shoal.identity import Identity, Mesh
 
 from .nodes import CLUB
 
-QUICK = NostrBusConfig(retry_s=1.0, backoff=False, connect_timeout_s=3.0)
+QUICK = NostrBusConfig(retry_s=1.0, backoff=False, connect_timeout_s=1.0)
 
 
 class World(Protocol):

@@ -20,11 +20,14 @@ from ..errors import BadConfig
 # of one connection; a member announces a few times a minute and sends letters now and then
 _LIMIT = RateLimit(max_reqs=100, notes_per_minute=1200)
 _MAX_CONNECTIONS = 1024
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - where WE dial it
 _GRACE_S = 0.02
 
 
 class EmbeddedRelay:
     """Serves ws://host:port while entered; port 0 picks a free one. One event loop a process.
+
+    `url` is where this machine reaches it, also when it listens on all addresses.
 
     Keeps events in memory, or in an LMDB folder when `database` is given (slower by 3 to 17
     times). Raises BadConfig when the port is taken or the folder cannot be used.
@@ -54,8 +57,8 @@ class EmbeddedRelay:
                 f"the embedded relay cannot start on {self._host}:{self._port}: {error}",
                 hint="choose another port, or use a relay that runs already with --relay",
             ) from None
-        self.url = str(await self._relay.url()).rstrip("/")
-        self.port = int(self.url.rpartition(":")[2])
+        self.port = int(str(await self._relay.url()).rstrip("/").rpartition(":")[2])
+        self.url = f"ws://{_LOCAL.get(self._host, self._host)}:{self.port}"
         return self
 
     async def __aexit__(self, *exc: object) -> None:
