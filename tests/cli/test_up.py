@@ -37,7 +37,7 @@ class IdleNode:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.events = EventHub()
         self.identity = SimpleNamespace(node=AMBER, name="amber-fox")
-        self.name, self.api_url, self.relay = "amber-fox", "http://127.0.0.1:7470", None
+        self.name, self.api_url, self.relay_url = "amber-fox", "http://127.0.0.1:7470", None
 
     async def __aenter__(self) -> Self:
         return self
