@@ -5,11 +5,12 @@ import struct
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.errors import BadFrame, FrameTooLarge, PeerError
-from shoal.transport.frames import Frame, FrameLimits, FrameReader, check_sendable, encode
+from shoal.transport.control import decode_control
+from shoal.transport.frames import CONTROL, Frame, FrameLimits, FrameReader, check_sendable, encode
 
 frames = st.builds(
     Frame,
@@ -153,3 +154,11 @@ def test_a_large_body_in_many_pieces_takes_its_own_size_once() -> None:
         tracemalloc.stop()
     assert bytes(got[0].body) == body
     assert peak < len(body) + (1 << 20)
+
+
+@given(st.binary(max_size=200))
+@example(b"\x82\xa4type\xa7Goodbye\xa6reason\xa2\xff\xfe")  # not UTF-8
+@example(b"\x91" * 5000 + b"\xc0")  # nested deeper than Python may recurse
+def test_a_control_message_decodes_or_is_the_peers_fault(header: bytes) -> None:
+    with contextlib.suppress(PeerError):
+        decode_control(Frame(CONTROL, header))

@@ -47,7 +47,7 @@ def _describe(found: Capability) -> str:
 def _read(path: Path, machine: str) -> Rates | None:
     try:
         remembered = msgspec.json.decode(path.read_bytes(), type=_Remembered)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     return remembered.rates if remembered.machine == machine else None
 

@@ -255,7 +255,7 @@ def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, A
         raise UnsupportedModel(f"{path.name} is larger than {MAX_JSON_BYTES} bytes")
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path.name} does not decode: {error}") from None
 
 

@@ -69,7 +69,7 @@ def _entries(file: str, header: bytes) -> dict[str, _Entry]:
         table = msgspec.json.decode(header, type=dict[str, object])
         table.pop("__metadata__", None)
         return msgspec.convert(table, dict[str, _Entry])
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(file, f"its header does not decode ({error})") from None
 
 

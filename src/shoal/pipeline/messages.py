@@ -116,7 +116,7 @@ def from_frame(frame: Frame) -> Message:
     """Raises BadMessage: unknown tags and wrong types are refused before our code sees them."""
     try:
         message: Message = _decoder.decode(frame.header)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"a pipeline message does not decode: {error}") from None
     return message
 

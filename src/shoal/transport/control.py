@@ -41,6 +41,6 @@ def decode_control(frame: Frame) -> Control:
     """Raises BadMessage."""
     try:
         message: Control = _decoder.decode(frame.header)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"a control message that does not decode: {error}") from None
     return message
