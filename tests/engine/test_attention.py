@@ -86,3 +86,25 @@ def test_a_mask_shows_the_past_within_the_window() -> None:
     plan = StepPlan.of([row(0, 1)], 4, torch.device("cpu"))
     assert plan.mask(2, 5, 3).int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert plan.mask(2, 5, 3) is plan.mask(2, 5, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 37])
+@pytest.mark.parametrize(("kv_heads", "group"), [(1, 5), (3, 3), (8, 1), (4, 8)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(
+    dtype: torch.dtype, count: int, kv_heads: int, group: int
+) -> None:
+    generator = torch.Generator().manual_seed(count)
+    before = torch.get_num_threads()
+    try:
+        for context in (count, count + 50, count + 511):
+            q = torch.randn(count, kv_heads * group, 64, generator=generator).to(dtype)
+            k, v = torch.randn(2, 1, kv_heads, context, 64, generator=generator).to(dtype)
+            mask = torch.ones(count, context, dtype=torch.bool).tril(context - count)
+            results = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                results.append(attend_row(q, k, v, None if count == 1 else mask, Scores()))
+            assert torch.equal(*results)
+    finally:
+        torch.set_num_threads(before)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,23 @@ class Scores:
         return self.sinks is None and self.softcap is None
 
 
+FEW = 8  # tokens
+TILE = 4  # rows; torch's float32 products of other heights depend on the number of threads
+
+
 def attend_row(
     q_NHD: Tensor, k_1KSD: Tensor, v_1KSW: Tensor, mask_NS: Tensor | None, how: Scores
 ) -> Tensor:
-    """Returns (N, H, W). Without a mask one token sees everything; several are causal, N == S."""
-    if not how.plain:
-        return _attend_by_hand(q_NHD, k_1KSD, v_1KSW, mask_NS, how)
+    """Returns (N, H, W). Without a mask one token sees everything; several are causal, N == S.
+
+    On a CPU the bits depend on nothing but the arguments. `scaled_dot_product_attention` of few
+    tokens depends on the number of threads, too (one bfloat16 token excepted): not used for those.
+    """
     count, heads, width = q_NHD.shape
     kv_heads = k_1KSD.shape[1]
+    single = count == 1 and q_NHD.dtype == torch.bfloat16
+    if not how.plain or (count < FEW and not single and not q_NHD.is_cuda):
+        return _attend_by_hand(q_NHD, k_1KSD, v_1KSW, mask_NS, how)
     if count == 1 and mask_NS is None:  # heads that share keys stand in for queries: no repeating
         grouped = q_NHD.reshape(1, kv_heads, heads // kv_heads, width)
         out = scaled_dot_product_attention(grouped, k_1KSD, v_1KSW, scale=how.scaling)
@@ -62,9 +71,9 @@ def _attend_by_hand(
 ) -> Tensor:
     count, heads, width = q_NHD.shape
     keys, values = k_1KSD[0], v_1KSW[0]
-    kv_heads, seen = keys.shape[0], keys.shape[1]
-    q_KGND = q_NHD.transpose(0, 1).reshape(kv_heads, -1, width)
-    scores = torch.matmul(q_KGND, keys.transpose(1, 2)).view(heads, count, seen)
+    kv_heads, seen = keys.shape[:2]
+    queries = q_NHD.transpose(0, 1).reshape(kv_heads, -1, width)
+    scores = _product(queries, keys.transpose(1, 2)).reshape(heads, count, seen)
     scores = scores * (width**-0.5 if how.scaling is None else how.scaling)
     if how.softcap is not None:
         scores = torch.tanh(scores / how.softcap) * how.softcap
@@ -76,5 +85,13 @@ def _attend_by_hand(
         sinks = how.sinks.to(scores.dtype).view(heads, 1, 1).expand(heads, count, 1)
         scores = torch.cat([scores, sinks], -1)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)[..., :seen]
-    out = torch.matmul(weights.reshape(kv_heads, -1, seen), values)
-    return out.view(heads, count, -1).transpose(0, 1)
+    out = _product(weights.reshape(kv_heads, -1, seen), values)
+    return out.reshape(heads, count, -1).transpose(0, 1)
+
+
+def _product(rows_KRX: Tensor, matrix_KXY: Tensor) -> Tensor:
+    """(K, R, Y); computed in whole tiles of rows."""
+    rows = rows_KRX.shape[1]
+    if rows % TILE:
+        rows_KRX = pad(rows_KRX, (0, 0, 0, TILE - rows % TILE))
+    return torch.matmul(rows_KRX, matrix_KXY)[:, :rows]

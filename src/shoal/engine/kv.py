@@ -138,7 +138,7 @@ class PagedKv(_AsCache):
                 f"no memory for {pages * page_size} tokens of KV cache: {error}"
             ) from None
         self._plan: StepPlan
-        self._newest: tuple[Tensor, int]
+        self._newest: tuple[Tensor | None, int] = (None, -1)  # keys just cached, and their layer
 
     def begin(self, plan: StepPlan) -> None:
         self._plan = plan
@@ -177,7 +177,7 @@ class PagedKv(_AsCache):
     def attend(self, q_1HTD: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
         """The `Ragged` of models/attention.py."""
         scores, plan = Scores(**how), self._plan
-        newest, layer = self._newest if hasattr(self, "_newest") else (None, -1)
+        newest, layer = self._newest
         direct = k is newest
         rows: list[Tensor] = []
         at = 0
