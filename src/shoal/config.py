@@ -97,6 +97,7 @@ class Settings:
     name: str = ""  # shown to others; two words made from the node id when empty
     mesh: str = "shoal"  # the public mesh to join, unless a ticket says otherwise
     relays: tuple[str, ...] = ()  # ws:// or wss:// URLs; none = an embedded relay
+    relay_keep: bool = False  # the embedded relay remembers between runs, on disk
     lan: bool = True  # find and be found on the local network
     listen_host: str = "0.0.0.0"  # noqa: S104  # other nodes connect here; every link proves its key
     listen_port: Port = 0  # 0 = any free port

@@ -53,9 +53,10 @@ class LiveNode:
         return (self.home / "stderr").read_text()
 
 
-def start_node(home: Path, *options: str) -> subprocess.Popen[str]:
+def start_node(home: Path, *options: str, lan: bool = False) -> subprocess.Popen[str]:
     home.mkdir(parents=True)
-    command = [sys.executable, "-m", "shoal", "up", "--json", "--no-lan", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "shoal", "up", "--json", "--listen", "127.0.0.1:0"]
+    command += [] if lan else ["--no-lan"]
     environment = {**os.environ, "SHOAL_HOME": str(home), "OMP_NUM_THREADS": "1"}
     with (home / "stdout").open("w") as out, (home / "stderr").open("w") as err:
         return subprocess.Popen(
@@ -78,7 +79,7 @@ def wait_for(what: str, happened, patience_s: float = START_S):
     raise AssertionError(f"{what}: not within {patience_s} s")
 
 
-def _ready_line(process: subprocess.Popen[str], home: Path) -> dict[str, str] | None:
+def ready_line(process: subprocess.Popen[str], home: Path) -> dict[str, str] | None:
     if process.poll() is not None:
         raise AssertionError(f"the node ended: {(home / 'stderr').read_text()[-3000:]}")
     line, newline, _ = (home / "stdout").read_text().partition("\n")
@@ -122,7 +123,7 @@ def live_mesh(
             nodes.append(LiveNode(process, home, layers, {}))
         for node in nodes:
             node.ready = wait_for(
-                "a node starts", lambda node=node: _ready_line(node.process, node.home)
+                "a node starts", lambda node=node: ready_line(node.process, node.home)
             )
         wait_for("the nodes see each other", lambda: everyone_sees_everyone(nodes))
         wait_for("the model is ready", lambda: all(model_is_ready(node) for node in nodes))

@@ -113,6 +113,7 @@ class SmallMesh:
     slices: dict[str, Slice]
     pages: int = 40
     max_waiting: int = 8
+    context_length: int = 512
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -133,6 +134,7 @@ class SmallMesh:
             first=cut.start == 0,
             last=cut.stop == LAYERS,
             vocab_size=VOCABULARY,
+            context_length=self.context_length,
             pool=PagePool(self.pages, PAGE),
             make_sampler=lambda sampling, prompt, output: ToySampler(sampling, len(output)),
             config=StageSessionsConfig(chunk_tokens=4, max_waiting=self.max_waiting),
@@ -293,10 +295,10 @@ class SmallMesh:
                 self._do(node, node.sessions.close(session, sender, self.now))
             case Step(rows):
                 for entry, values in zip(rows, body, strict=True):
-                    self._do(node, node.sessions.receive(entry, values, sender))
+                    self._do(node, node.sessions.receive(entry, values, sender, self.now))
             case Tokens(entries):
                 for entry in entries:
-                    self._do(node, node.sessions.token(entry, sender))
+                    self._do(node, node.sessions.token(entry, sender, self.now))
 
     def _to_gateway(self, sender: NodeId, message) -> None:
         for index, generation in enumerate(self.generations):

@@ -34,7 +34,7 @@ AMBER, BIRCH, CEDAR, MALLORY = map(identity, ("amber", "birch", "cedar", "mallor
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  the condition is any code
+        while not condition():
             await asyncio.sleep(0.002)
 
 

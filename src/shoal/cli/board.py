@@ -36,8 +36,11 @@ class Board:
 
     def settled(self) -> None:
         """The node serves what it is going to serve for now."""
-        if not self._report().stages:
-            check(True, "serving", "no layers: an API and a way into the mesh")
+        if self._report().stages:
+            return
+        check(True, "serving", "no layers: an API and a way into the mesh")
+        for name in self._node.models_not_here():
+            note(f"  the mesh serves {name}, whose files are not here: shoal up --model {name}")
 
     def leave(self) -> None:
         """From here on, what ends does so because it should."""

@@ -75,6 +75,9 @@ def up(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="A line on stderr for each request and link.")
     ] = False,
+    relay_keep: Annotated[
+        bool, typer.Option("--relay-keep", help="That relay remembers between runs, on disk.")
+    ] = False,
     as_json: AsJson = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
@@ -98,6 +101,7 @@ def up(
         "listen_host": listen_host,
         "listen_port": listen_port,
         "lan": False if no_lan else None,
+        "relay_keep": relay_keep or None,
     }
     from ..config import load_settings
     from ..identity import Ticket

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..units import SessionId
@@ -54,12 +54,16 @@ class Batcher:
         self._generating.pop(session, None)
         self._prefilling.pop(session, None)
 
-    def take(self) -> list[Row]:
-        """The rows of one ragged forward; empty when nothing waits."""
+    def take(self, held: Container[SessionId] = ()) -> list[Row]:
+        """The rows of one ragged forward, none of them of `held` sessions; empty when nothing
+        waits.
+        """
         places = self._config.max_rows
-        kept = 1 if self._prefilling and places > 1 else 0  # prompts always get on
-        sessions = list(self._generating)[: places - kept]
-        sessions += self._prefills(places - len(sessions))
+        generating = [session for session in self._generating if session not in held]
+        prefilling = [session for session in self._prefilling if session not in held]
+        kept = 1 if prefilling and places > 1 else 0  # prompts always get on
+        sessions = generating[: places - kept]
+        sessions += self._prefills(prefilling, places - len(sessions))
         rows = [self._waiting[session].popleft() for session in sessions]
         for session in sessions:
             self._generating.pop(session, None)
@@ -67,13 +71,13 @@ class Batcher:
             self._queue_up(session)
         return rows
 
-    def _prefills(self, places: int) -> list[SessionId]:
+    def _prefills(self, prefilling: Sequence[SessionId], places: int) -> list[SessionId]:
         """Whose turn it is, as far as the budget goes; the first goes even if it is larger than
         the budget.
         """
         chosen: list[SessionId] = []
         budget = self._config.max_tokens
-        for session in self._prefilling:
+        for session in prefilling:
             budget -= self._waiting[session][0].count
             if len(chosen) >= places or (chosen and budget < 0):
                 break

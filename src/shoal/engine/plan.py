@@ -83,7 +83,7 @@ def _span(row: Row, page_size: int, device: torch.device) -> Span:
     return Span(row.start, row.count, stop, -1, scattered[: -(-stop // page_size)])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # sessions at a time; an entry may have thousands of pages
 def _scattered(pages: tuple[int, ...], device: torch.device) -> Tensor | None:
     """None when the pages are neighbours in order, the usual case; else their numbers."""
     if all(page == pages[0] + index for index, page in enumerate(pages)):

@@ -4,6 +4,9 @@ engine use it too.
 
 from __future__ import annotations
 
+import math
+from typing import Annotated, Literal
+
 import msgspec
 
 MAX_LOGPROBS = 20  # as many alternatives as OpenAI's API allows
@@ -56,17 +59,33 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError("logit_bias maps token ids to numbers between -100 and 100")
 
 
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Ending = Literal["", "stop", "length"]
+
+
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """A token id and the natural logarithm of its probability before temperature and filters."""
 
-    token: int
+    token: TokenId
     logprob: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self.logprob)
 
 
 class Sampled(msgspec.Struct, frozen=True):
     """One chosen token. `finish` is "" while the session goes on, else "stop" or "length"."""
 
-    token: int
-    finish: str = ""
+    token: TokenId
+    finish: Ending = ""
     logprob: float | None = None
-    top: tuple[TokenLogprob, ...] = ()
+    top: Annotated[tuple[TokenLogprob, ...], msgspec.Meta(max_length=MAX_LOGPROBS)] = ()
+
+    def __post_init__(self) -> None:
+        if self.logprob is not None:
+            _check_finite(self.logprob)
+
+
+def _check_finite(logprob: float) -> None:
+    if not math.isfinite(logprob):  # a peer's, which JSON cannot hold; the sampler makes none
+        raise ValueError("a logprob must be a number")

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .request import Sampled, Sampling, TokenLogprob
+from .request import Ending, Sampled, Sampling, TokenLogprob
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ class SamplerState:
         for token in output_ids:
             self.accept(token)
 
-    def accept(self, token: int) -> str:
+    def accept(self, token: int) -> Ending:
         """Count `token` as output; returns why the session ends here: "stop", "length" or ""."""
         self.position += 1
         self.seen.add(token)

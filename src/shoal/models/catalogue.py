@@ -24,9 +24,7 @@ class Catalogue:
         """What our own user asked for: a folder, a hub id (downloaded when needed) or the built-in
         model.
         """
-        checkpoint = open_checkpoint(name_or_path)
-        self._open[checkpoint.name] = checkpoint
-        return checkpoint
+        return self._keep(open_checkpoint(name_or_path))
 
     def known(self, name: str) -> Checkpoint | None:
         """The checkpoint of this name when its files are here, else None."""
@@ -34,10 +32,14 @@ class Catalogue:
             try:
                 if name != BUILTIN and not (is_hub_id(name) and is_cached(name)):
                     raise ModelNotFound(f"{name} is not on this machine")
-                self.add(name)
+                self._keep(open_checkpoint(name, download=False))
             except ShoalError:
                 self._absent.add(name)
         return self._open.get(name)
+
+    def _keep(self, checkpoint: Checkpoint) -> Checkpoint:
+        self._open[checkpoint.name] = checkpoint
+        return checkpoint
 
     def tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
         """Raises UnsupportedModel when the checkpoint has none that we can read."""

@@ -20,6 +20,7 @@ class NodeConfig:
     relay_port: int | None = (
         None  # of the embedded relay; None = any, and only when there is no other relay
     )
+    relay_keep: bool = False  # the embedded relay's events outlive it, on disk
     lan: bool = True
     listen_host: str = ""  # "" = every interface
     listen_port: int = 0
@@ -67,6 +68,7 @@ def node_config(
         name=settings.name,
         relays=(*settings.relays, *(ticket.relays if ticket else ())),
         relay_port=relay_port,
+        relay_keep=settings.relay_keep,
         lan=settings.lan,
         listen_host="" if settings.listen_host == "0.0.0.0" else settings.listen_host,  # noqa: S104
         listen_port=settings.listen_port,

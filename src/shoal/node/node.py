@@ -16,6 +16,7 @@ import msgspec
 
 from .. import __version__
 from ..api import ApiServer, config_for_bind, create_app
+from ..api.config import is_loopback
 from ..bus import Announcement, StageOffer
 from ..bus.lan import LanDiscovery
 from ..bus.membership import Membership
@@ -39,6 +40,7 @@ from .choosing import choose
 from .config import NodeConfig
 from .router import Router
 
+PUBLIC_SHARE = 0.75  # of our pages for one stranger: whoever comes next finds some
 LEAVE_S = 10.0  # how long running sessions may take when we leave
 RECONNECT_S = 2.0  # a lost neighbour is given so long before it counts as gone
 SETTLE_S = 0.5  # between a change of the view and a move
@@ -120,8 +122,9 @@ class Node:
         if config.relays and config.relay_port is None:
             return None
         host = config.listen_host or "0.0.0.0"  # noqa: S104 - the mesh has to reach it
+        kept = config.folders.relay_dir if config.relay_keep else None
         return await stack.enter_async_context(
-            EmbeddedRelay(host=host, port=config.relay_port or 0)
+            EmbeddedRelay(host=host, port=config.relay_port or 0, database=kept)
         )
 
     async def _start_pipeline(self, stack: AsyncExitStack) -> None:
@@ -160,17 +163,20 @@ class Node:
             dtype=config.dtype,
             quant=config.quant,
             proofs_dir=config.folders.proofs_dir,
+            gateway_share=1.0 if config.mesh.is_private else PUBLIC_SHARE,
         )
 
     async def _start_lan(self, stack: AsyncExitStack) -> None:
         if not self.config.lan:
             return
         port = self.relay.port if self.relay else 0
+        host = self.config.listen_host
         found = LanDiscovery(
             self.identity.node,
             self.config.mesh,
             lambda url: self._tasks.start(self.bus.add_relay(url), None),
             port=port,
+            interfaces=[host] if is_loopback(host) else None,
         )
         await stack.enter_async_context(found)
 
@@ -353,7 +359,9 @@ class Node:
             await asyncio.sleep(FIRST_VIEW_S)
         if self._model is None:
             self._model = self._wanted_model()
-        layers = config.layers or self._choice()
+        if self._model is None:
+            return
+        layers = config.layers or await self._choice(self._model)
         if layers is None:
             raise NoCapacity(
                 f"not one layer of {self._model.name} fits into {config.memory} of this machine",
@@ -361,18 +369,20 @@ class Node:
             )
         await self._serve(self._model, layers)
 
-    def _wanted_model(self) -> Checkpoint:
-        """What the mesh serves and we have the files of, else the built-in model."""
-        for name in self.router.model_names():
-            if checkpoint := self._catalogue.known(name):
-                return checkpoint
-        return self._catalogue.add(BUILTIN)
+    def _wanted_model(self) -> Checkpoint | None:
+        """What the mesh serves and we have the files of; where it serves nothing, the built-in."""
+        names = self.router.model_names()
+        found = (self._catalogue.known(name) for name in names or [BUILTIN])
+        return next(filter(None, found), None)
 
-    def _choice(self) -> Slice | None:
-        if self._model is None:
-            return None
-        others = self.membership.view.announcements()
-        return choose(self._model, self._describe(0), others, self._serving_config())
+    def models_not_here(self) -> list[str]:
+        """What the mesh serves and this machine lacks the files of: it can neither help nor ask."""
+        return [name for name in self.router.model_names() if not self._catalogue.known(name)]
+
+    async def _choice(self, model: Checkpoint) -> Slice | None:
+        """By the view of now; off the event loop, since a plan may take a tenth of a second."""
+        me, others = self._describe(0), self.membership.view.announcements()
+        return await asyncio.to_thread(choose, model, me, others, self._serving_config())
 
     async def _serve(self, checkpoint: Checkpoint, layers: Slice) -> None:
         rate = self.capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
@@ -386,9 +396,12 @@ class Node:
             self._view_changed.clear()
             await self._view_changed.wait()
             await asyncio.sleep(SETTLE_S * self._chance.uniform(1, 2))
-            layers, held = self._choice(), self.serving.slices
-            if self._model is not None and layers and (not held or held[0].layers != layers):
-                await self._serve(self._model, layers)
+            if self._model is None:
+                continue
+            layers, held = await self._choice(self._model), self.serving.slices
+            if layers and (not held or held[0].layers != layers):
+                with contextlib.suppress(ShoalError):  # told as an event; we hold what we held
+                    await self._serve(self._model, layers)
 
 
 class _Background:

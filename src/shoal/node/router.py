@@ -34,7 +34,9 @@ class Router:
         self._offers, self._doubtful = offers, doubtful
 
     def model_names(self) -> list[str]:
-        return sorted({offer.model_name for _, offer in self._offers()})
+        """Models that somebody serves, without impostors of those we have the files of."""
+        names = {offer.model_name for _, offer in self._offers()}
+        return sorted(name for name in names if self._of(name))
 
     def checkpoint(self, name: str) -> Checkpoint | None:
         return self._catalogue.known(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Self
 
 from ..engine.request import Sampled
@@ -119,8 +120,7 @@ class Gateway:
 
     def opened(self, message: Opened, sender: NodeId) -> None:
         if stream := self._streams.get(message.session):
-            stream.progress = self.clock()
-            self._do(stream, stream.generation.opened(message, sender))
+            self._answered(stream, partial(stream.generation.opened, message, sender))
 
     def refused(self, message: Refused, sender: NodeId) -> None:
         if stream := self._streams.get(message.session):
@@ -128,8 +128,15 @@ class Gateway:
 
     def token(self, entry: TokenEntry, sender: NodeId) -> None:
         if stream := self._streams.get(entry.session):
+            self._answered(stream, partial(stream.generation.token, entry, sender))
+
+    def _answered(self, stream: Stream, step: Callable[[], list[Instruction]]) -> None:
+        """What does not get the generation on does not keep its timer from ending it either."""
+        before = stream.generation.progress
+        instructions = step()
+        if stream.generation.progress != before:
             stream.progress = self.clock()
-            self._do(stream, stream.generation.token(entry, sender))
+        self._do(stream, instructions)
 
     def stage_lost(self, message: Lost, sender: NodeId) -> None:
         if stream := self._streams.get(message.session):

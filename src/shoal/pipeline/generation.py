@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec.structs import replace
+
 from ..engine.request import Sampled, Sampling
 from ..errors import NoCapacity, Overloaded, ShoalError, StageLost
 from ..units import ModelId, NodeId, SessionId, Slice
-from .messages import Close, Lost, Open, Opened, Refused, TokenEntry
+from .messages import Close, Lost, Open, Opened, Refused, TokenEntry, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Plan:
     model: ModelId
     compute: str
     stops: tuple[Stop, ...]
+    vocab_size: int = 1 << 32  # token ids are below it; as far as the gateway knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,12 @@ class Generation:
     _asked: dict[NodeId, Stop] = field(default_factory=dict)  # asked, not answered
     _open: list[Stop] = field(default_factory=list)
     _blame: str = ""
+    _refusal: ShoalError | None = None  # why a stage would not have us, if no other will
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Grows with every answer that got us on."""
+        return self.attempt, len(self._open), len(self.output)
 
     @property
     def needed_tokens(self) -> int:
@@ -146,7 +155,12 @@ class Generation:
             f"{self._blame}, and {error.message}",
             hint="ask again once the layers are back; `shoal map MODEL` shows who holds them",
         )
-        return self._over(lost.code, lost)
+        return self._given_up(lost)
+
+    def _given_up(self, error: ShoalError) -> list[Instruction]:
+        """Before the first token a refusal says more than that nobody is left to ask."""
+        told = self._refusal if self._refusal is not None and not self.output else error
+        return self._over(told.code, told)
 
     def _ask_next(self) -> list[Instruction]:
         last_stride = len(self._to_open) == 1
@@ -200,26 +214,25 @@ class Generation:
         if self.state != "opening" or message.session != self.session or sender not in self._asked:
             return []
         del self._asked[sender]
+        why = one_line(message.message)
         match message.reason:
+            case "busy" if not self.patient and self._refusal is None:
+                self.patient = True
+                return self._again(frozenset(), why)
             case "never":
-                error: ShoalError = NoCapacity(
+                self._refusal = NoCapacity(
                     f"this prompt with max_tokens={self.request.sampling.max_tokens} "
-                    f"cannot be held: {message.message}",
+                    f"cannot be held: {why}",
                     hint="ask for fewer max_tokens, or shorten the prompt",
                 )
-                return [*self._abandon(), *self._over(error.code, error)]
-            case "busy" if self.patient:
-                error = Overloaded(
-                    f"the mesh is full: {message.message}",
+            case "busy":
+                self.patient = False  # once is enough: the others are asked in passing
+                self._refusal = Overloaded(
+                    f"the mesh is full: {why}",
                     hint="ask again later, or add a node with `shoal up --join TICKET`",
                     retry_after_s=5.0,
                 )
-                return [*self._abandon(), *self._over(error.code, error)]
-            case "busy":
-                self.patient = True
-                return self._again(frozenset(), message.message)
-            case "gone" | "unreachable":
-                return self._again(frozenset({sender}), message.message)
+        return self._again(frozenset({sender}), why)
 
     # ---- running
 
@@ -232,18 +245,27 @@ class Generation:
             return []
         if sender != self._plan().stops[-1].node or entry.index != len(self.output):
             return []
+        if entry.sampled.token >= self._plan().vocab_size:
+            return self._again(frozenset({sender}), "it sent a token that does not exist")
         self.output.append(entry.sampled.token)
-        delivered: list[Instruction] = [Deliver(entry.sampled)]
-        if entry.sampled.finish:
-            return [*delivered, *self._abandon(), *self._over(entry.sampled.finish, None)]
+        sampled = self._ended(entry.sampled)
+        delivered: list[Instruction] = [Deliver(sampled)]
+        if sampled.finish:
+            return [*delivered, *self._abandon(), *self._over(sampled.finish, None)]
         return delivered
+
+    def _ended(self, sampled: Sampled) -> Sampled:
+        """The last stage says when it is over, but it does not get more than was asked for."""
+        if sampled.finish or len(self.output) < self.request.sampling.max_tokens:
+            return sampled
+        return replace(sampled, finish="length")
 
     def stage_lost(self, message: Lost, sender: NodeId) -> list[Instruction]:
         """A stage reports that it cannot go on; `message.node` is whom it blames."""
         if message.session != self.session or sender not in self._nodes():
             return []
         blamed = message.node if message.node in self._nodes() else sender
-        return self._again(frozenset({blamed}), message.message)
+        return self._again(frozenset({blamed}), one_line(message.message))
 
     def node_lost(self, node: NodeId, why: str) -> list[Instruction]:
         """Our own link to a stage went down."""
@@ -276,7 +298,7 @@ class Generation:
                 f"gave up after {self.attempt} routes; the last failure was {self._blame}",
                 hint="look at `shoal peers` and `shoal status` on the nodes named",
             )
-            return [*closing, *self._over(error.code, error)]
+            return [*closing, *self._given_up(error)]
         return [*closing, FindRoute(self.avoid)]
 
     def _abandon(self) -> list[Instruction]:

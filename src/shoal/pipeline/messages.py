@@ -1,4 +1,4 @@
-"""All that nodes say to each other about sessions: one frozen union, one screen.
+"""All that nodes say to each other about sessions: one frozen union, one screen, all of it bounded.
 
 Token ids travel in the frame's body as little-endian u32, hidden states as raw tensor bytes; the
 header stays small. A session id is drawn anew for every route that is tried, so a message of an
@@ -8,6 +8,7 @@ abandoned route can never be mistaken.
 from __future__ import annotations
 
 import array
+import math
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -21,6 +22,18 @@ from ..units import ModelId, NodeId, SessionId, Slice
 
 CHANNEL = 1  # of the transport's frames
 MAX_ROWS = 4096  # sequences in one step: more than any stage will ever batch
+MAX_ROW_TOKENS = 512  # of one session in one step: prompts are cut at 256
+MAX_TOKENS = 1 << 31
+MAX_TEXT_CHARS = 300
+
+# What a stranger's names and numbers may be. Ids have one length, or a frame that carries many of
+# them could outgrow its header on the way through an honest node.
+_Session = Annotated[SessionId, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
+_Node = Annotated[NodeId, msgspec.Meta(pattern=r"\Anpub1[a-z0-9]{58}\Z")]
+_Model = Annotated[ModelId, msgspec.Meta(max_length=64)]
+_Compute = Annotated[str, msgspec.Meta(max_length=8)]
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
@@ -31,21 +44,27 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     `known_tokens` = prompt + output so far: the row that reaches it is the first to be sampled.
     """
 
-    session: SessionId
-    model: ModelId
-    compute: str
+    session: _Session
+    model: _Model
+    compute: _Compute
     layers: Slice
-    previous: NodeId  # who sends us rows; for the first stage the last one, which sends tokens
-    next: NodeId  # whom we send rows; for the last stage the first one
-    known_tokens: int
-    reserve_tokens: int  # the longest this session can become; its pages are set aside now
-    output_tokens: int = 0  # of the known tokens, those that were generated on an earlier route
+    previous: _Node  # who sends us rows; for the first stage the last one, which sends tokens
+    next: _Node  # whom we send rows; for the last stage the first one
+    known_tokens: _Tokens
+    reserve_tokens: _Tokens  # the longest this session can become; its pages are set aside now
+    output_tokens: _Tokens = 0  # of the known tokens, those generated on an earlier route
     sampling: Sampling | None = None  # last stage only
     patience_s: float = 0.0  # how long to queue for pages; 0 = answer at once
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.patience_s) and self.patience_s >= 0):
+            raise ValueError("patience is a time")
+        if not max(1, self.output_tokens) <= self.known_tokens <= self.reserve_tokens:
+            raise ValueError("output_tokens are among known_tokens, and these among reserve_tokens")
+
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    session: SessionId
+    session: _Session
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -53,17 +72,17 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     here), unreachable (next hop).
     """
 
-    session: SessionId
+    session: _Session
     reason: Literal["busy", "never", "gone", "unreachable"]
-    message: str
+    message: _Text
 
 
 class RowEntry(msgspec.Struct, frozen=True, array_like=True):
     """`count` positions of one session, from position `start`."""
 
-    session: SessionId
-    start: int
-    count: int
+    session: _Session
+    start: _Tokens
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROW_TOKENS)]
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -75,8 +94,8 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 
 class TokenEntry(msgspec.Struct, frozen=True, array_like=True):
-    session: SessionId
-    index: int  # position in the output, from 0
+    session: _Session
+    index: _Tokens  # position in the output, from 0
     sampled: Sampled
 
 
@@ -89,7 +108,7 @@ class Tokens(msgspec.Struct, frozen=True, tag=True):
 class Close(msgspec.Struct, frozen=True, tag=True):
     """Gateway -> stage: forget the session, free its pages."""
 
-    session: SessionId
+    session: _Session
 
 
 class Lost(msgspec.Struct, frozen=True, tag=True):
@@ -97,9 +116,9 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
     ourselves.
     """
 
-    session: SessionId
-    node: NodeId
-    message: str
+    session: _Session
+    node: _Node
+    message: _Text
 
 
 Message = Open | Opened | Refused | Step | Tokens | Close | Lost
@@ -121,6 +140,11 @@ def from_frame(frame: Frame) -> Message:
     return message
 
 
+def one_line(text: str) -> str:
+    """Short and printable: what a node tells another may end up on a terminal."""
+    return "".join(filter(str.isprintable, text))[:MAX_TEXT_CHARS]
+
+
 def pack_ids(ids: Sequence[int]) -> bytes:
     words = array.array("I", ids)
     if sys.byteorder == "big":
@@ -128,10 +152,11 @@ def pack_ids(ids: Sequence[int]) -> bytes:
     return words.tobytes()
 
 
-def unpack_ids(body: Bytes) -> tuple[int, ...]:
+def unpack_ids(body: Bytes) -> Sequence[int]:
+    """Kept as they came, 4 bytes each. Raises BadMessage."""
     if len(body) % 4:
         raise BadMessage(f"{len(body)} bytes are not a list of 32-bit token ids")
     words = array.array("I", bytes(body))
     if sys.byteorder == "big":
         words.byteswap()
-    return tuple(words)
+    return words

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from ..errors import BadMessage, LinkClosed, Overloaded
+from ..errors import LinkClosed, Overloaded
 from ..events import Emit
 from ..transport import Bytes, Frame, Links
 from ..units import NodeId
@@ -117,12 +117,15 @@ class Pipeline:
         self.gateway.token(entry, sender)
 
     def _open(self, message: Open, body: Bytes, sender: NodeId) -> None:
+        """A session has one place on a node."""
         key = StageKey(message.model, message.compute, message.layers)
-        if key in self._workers and not self._workers[key][0].draining:
-            self._workers[key][0].open(message, body, sender)
+        serving = self._workers[key][0] if key in self._workers else None
+        elsewhere = any(
+            message.session in each.sessions for each in self.workers if each != serving
+        )
+        if serving is not None and not serving.draining and not elsewhere:
+            serving.open(message, body, sender)
             return
-        if any(message.session in worker.sessions for worker in self.workers):
-            raise BadMessage(f"session {message.session} is already open")
         refusal = Refused(
             message.session, "gone", f"layers {message.layers} are not served here (any more)"
         )

@@ -21,7 +21,7 @@ from ..models.checkpoint import Checkpoint
 from ..transport import Links
 from ..units import NodeId, SessionId, Slice, readable_bytes
 from .service import Pipeline
-from .stage import StageSessions
+from .stage import StageSessions, StageSessionsConfig
 from .worker import StageKey, StageWorker
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class ServingConfig:
     quant: Literal["none", "int8"] = "none"
     device: str = "cpu"
     proofs_dir: Path | None = None
+    gateway_share: float = 1.0  # of our sessions and pages that one other node may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,8 @@ class Serving:
             step_seconds = await self._thread.run(warm_up, stage, self._clock)
         except BaseException:
             self._forget(model, "failed")
+            if before is not None:
+                self._put(before)
             raise
         if before is not None and before.worker is not None:
             self._pipeline.stop(before.worker.key)
@@ -200,8 +203,10 @@ class Serving:
             first=layers.start == 0,
             last=layers.stop == checkpoint.layers,
             vocab_size=checkpoint.vocab_size,
+            context_length=checkpoint.context_length,
             pool=PagePool(stage.config.pages, stage.config.page_size),
             make_sampler=SamplerState,
+            config=StageSessionsConfig(gateway_share=self._config.gateway_share),
         )
         return StageWorker(
             StageKey(checkpoint.model_id, compute, layers),

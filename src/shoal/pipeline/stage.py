@@ -6,12 +6,16 @@ aside for it. Its life: Open -> (link to the next hop is made) -> (pages are set
 after queueing) -> rows -> Close. Whoever runs this object carries out the instructions and tells it
 which rows are being computed, so that the pages of a session that is closed in the middle of a
 forward are given back only after it.
+
+What reaches us from a neighbour depends on what the gateway told that neighbour, and gateways may
+be hostile: rows and tokens that do not fit end the session, or are passed over; only what a node
+alone can have got wrong is a BadMessage, which costs it the link.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +24,7 @@ from ..engine.request import Sampled, Sampling
 from ..engine.rows import Row
 from ..errors import BadMessage, NoCapacity, Overloaded
 from ..units import NodeId, SessionId
-from .messages import Lost, Open, Opened, Refused, RowEntry, Step, TokenEntry, Tokens
+from .messages import Lost, Open, Opened, Refused, RowEntry, Step, TokenEntry, Tokens, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +77,8 @@ class StageSessionsConfig:
     max_waiting: int = 256  # opens that queue for pages
     chunk_tokens: int = 256  # prompts are cut at multiples of this, counted from position 0
     max_patience_s: float = 120.0
+    idle_s: float = 600.0  # no row for so long: its gateway, which would have given up, is silent
+    gateway_share: float = 1.0  # of sessions and pages, for one node other than ourselves
 
 
 @dataclass(slots=True)
@@ -81,9 +87,10 @@ class _Session:
     gateway: NodeId
     first: bool
     last: bool
-    ids: tuple[int, ...]  # what the gateway gave us: prompt, then output so far
+    ids: Sequence[int]  # what the gateway gave us: prompt, then output so far; () once running
     state: Literal["connecting", "waiting", "running"] = "connecting"
     deadline: float = 0.0
+    touched: float = 0.0  # when it last got on
     pages: tuple[int, ...] = ()
     position: int = 0  # tokens whose rows we have accepted
     sampler: SamplerState | None = None
@@ -98,14 +105,16 @@ class _Session:
 class StageSessions:
     """One stage's table of sessions.
 
-    `first` and `last` say which ends of the model the stage holds. `make_sampler` is called for
-    sessions of a last stage: handed in, so that this file needs no torch.
+    `first` and `last` say which ends of the model the stage holds. No session becomes longer than
+    `context_length`: beyond it some models have no positions. `make_sampler` is called for sessions
+    of a last stage: handed in, so that this file needs no torch.
     """
 
     me: NodeId
     first: bool
     last: bool
     vocab_size: int
+    context_length: int
     pool: PagePool
     make_sampler: Callable[[Sampling, Sequence[int], Sequence[int]], SamplerState]
     config: StageSessionsConfig = field(default_factory=StageSessionsConfig)
@@ -127,42 +136,71 @@ class StageSessions:
     # ---- opening
 
     def open(
-        self, message: Open, ids: tuple[int, ...], gateway: NodeId, now: float
+        self, message: Open, ids: Sequence[int], gateway: NodeId, now: float
     ) -> list[Instruction]:
         """A gateway wants a session here. Raises BadMessage where no honest gateway could have sent
         this.
         """
         known = self._sessions.get(message.session)
-        if known is not None:
+        if known is not None and known.gateway == gateway:
             raise BadMessage(f"session {message.session} is already open")
+        if known is not None:  # a member of the ring was quicker: not this gateway's fault
+            return [self._refuse(message, gateway, "gone", "the session's id is taken")]
         self._check_open(message, ids)
-        if len(self._sessions) >= self.config.max_sessions:
-            return [
-                self._refuse(
-                    message, gateway, "busy", f"{self.config.max_sessions} sessions are open here"
-                )
-            ]
-        patience = min(max(message.patience_s, 0.0), self.config.max_patience_s)
+        if never := self._impossible(message, ids):
+            return [self._refuse(message, gateway, "never", never)]
+        if full := self._full(gateway):
+            return [self._refuse(message, gateway, "busy", full)]
         self._sessions[message.session] = _Session(
-            message, gateway, self.first, self.last, ids, deadline=now + patience
+            message,
+            gateway,
+            self.first,
+            self.last,
+            ids,
+            deadline=now + min(message.patience_s, self.config.max_patience_s),
+            touched=now,
         )
         return [Connect(message.session, message.next)]
 
-    def _check_open(self, message: Open, ids: tuple[int, ...]) -> None:
-        if not 0 < message.known_tokens <= message.reserve_tokens:
-            raise BadMessage("known_tokens must be within reserve_tokens")
-        if not 0 <= message.output_tokens <= message.known_tokens:
-            raise BadMessage("output_tokens must be within known_tokens")
+    def _check_open(self, message: Open, ids: Sequence[int]) -> None:
         if self.first and len(ids) != message.known_tokens:
             raise BadMessage(
                 f"the first stage needs {message.known_tokens} token ids, got {len(ids)}"
             )
         if len(ids) not in (0, message.output_tokens, message.known_tokens):
             raise BadMessage("token ids must be all known ones, the output's, or none")
-        if ids and max(ids) >= self.vocab_size:
-            raise BadMessage(f"token id {max(ids)} is outside the vocabulary of {self.vocab_size}")
         if self.last and message.sampling is None:
             raise BadMessage("the last stage needs the sampling settings")
+
+    def _impossible(self, message: Open, ids: Sequence[int]) -> str:
+        """Why this session can never be here, or ""."""
+        longest = min(self.context_length, self.pool.total_tokens)
+        if message.reserve_tokens > longest:
+            return f"{message.reserve_tokens} tokens wanted, a session here has {longest} at most"
+        if ids and max(ids) >= self.vocab_size:
+            return f"token id {max(ids)} is outside the vocabulary of {self.vocab_size}"
+        return ""
+
+    def _full(self, gateway: NodeId) -> str:
+        """Why no session of this gateway can be added now, or ""."""
+        most = self.config.max_sessions
+        theirs = sum(each.gateway == gateway for each in self._sessions.values())
+        if len(self._sessions) >= most or theirs >= most * self._share(gateway):
+            return f"{len(self._sessions)} sessions are open here, {theirs} of them yours"
+        return ""
+
+    def _share(self, gateway: NodeId) -> float:
+        return 1.0 if gateway == self.me else self.config.gateway_share
+
+    def _has_its_share(self, this: _Session) -> bool:
+        """One session may have all the pages; several of one gateway only its share of them."""
+        held = sum(
+            len(each.pages) * self.pool.page_size
+            for each in self._sessions.values()
+            if each.gateway == this.gateway
+        )
+        most = self.pool.total_tokens * self._share(this.gateway)
+        return held > 0 and held + this.open.reserve_tokens > most
 
     def connected(self, session: SessionId, now: float) -> list[Instruction]:
         """The link to the next hop stands."""
@@ -173,9 +211,10 @@ class StageSessions:
         return self.admit(now)
 
     def unreachable(self, session: SessionId, why: str) -> list[Instruction]:
-        this = self._sessions.pop(session, None)
-        if this is None:
-            return []
+        this = self._sessions.get(session)
+        if this is None or this.state != "connecting":
+            return []  # closed meanwhile, and perhaps opened anew
+        del self._sessions[session]
         message = f"cannot reach the next stage {this.open.next}: {why}"
         return [self._refuse(this.open, this.gateway, "unreachable", message)]
 
@@ -186,18 +225,19 @@ class StageSessions:
         out: list[Instruction] = []
         blocked = False  # one that waits for more room is not overtaken by smaller ones
         for this in [each for each in self._sessions.values() if each.state == "waiting"]:
+            crowding = self._has_its_share(this)
             try:
-                if blocked:
-                    raise Overloaded("others wait for pages already")
+                if blocked or crowding:
+                    raise Overloaded("others wait for pages, or are to have their share of them")
                 this.pages = self.pool.allocate(this.open.reserve_tokens)
             except Overloaded as full:
-                blocked = True
+                blocked = blocked or not crowding
                 if now >= this.deadline or self.waiting > self.config.max_waiting:
                     out.append(self._give_up(this, "busy", full.message))
             except NoCapacity as never:
                 out.append(self._give_up(this, "never", never.message))
             else:
-                out += self._start(this)
+                out += self._start(this, now)
         return out
 
     def next_deadline(self) -> float | None:
@@ -214,13 +254,13 @@ class StageSessions:
         self,
         message: Open,
         gateway: NodeId,
-        reason: Literal["busy", "never", "unreachable"],
+        reason: Literal["busy", "never", "gone", "unreachable"],
         why: str,
     ) -> Send:
-        return Send(gateway, Refused(message.session, reason, why))
+        return Send(gateway, Refused(message.session, reason, one_line(why)))
 
-    def _start(self, this: _Session) -> list[Instruction]:
-        this.state = "running"
+    def _start(self, this: _Session, now: float) -> list[Instruction]:
+        this.state, this.touched = "running", now
         if this.last and this.open.sampling is not None:
             prompt, output = self._split_ids(this)
             this.sampler = self.make_sampler(this.open.sampling, prompt, output)
@@ -228,14 +268,21 @@ class StageSessions:
         if this.first:
             for start, chunk in chunk_prompt(this.ids, self.config.chunk_tokens):
                 out.append(Enqueue(self._row(this, start, len(chunk), ids=chunk)))
+        this.ids = ()
         return out
 
     @staticmethod
-    def _split_ids(this: _Session) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _split_ids(this: _Session) -> tuple[Sequence[int], Sequence[int]]:
         prompt_tokens = len(this.ids) - this.open.output_tokens
         return this.ids[:prompt_tokens], this.ids[prompt_tokens:]
 
     # ---- running
+
+    def sending_to(self, nodes: Collection[NodeId]) -> frozenset[SessionId]:
+        """The sessions whose next hop is one of these."""
+        if not nodes:
+            return frozenset()
+        return frozenset(key for key, each in self._sessions.items() if each.open.next in nodes)
 
     def _row(
         self,
@@ -250,36 +297,47 @@ class StageSessions:
         sampler = this.sampler if this.samples_at(start + count) else None
         return Row(this.open.session, start, this.pages, count, ids, hidden, sampler)
 
-    def receive(self, entry: RowEntry, hidden: Tensor, sender: NodeId) -> list[Instruction]:
-        """Rows from the stage before us. Raises BadMessage when they do not fit the session."""
-        this = self._sessions.get(entry.session)
-        if this is None or this.closed or this.state != "running":
-            return []  # closed while the frame was under way
-        if this.first or sender != this.open.previous:
-            raise BadMessage(f"{sender} is not the stage before us in session {entry.session}")
-        if entry.start != this.position or entry.count < 1:
-            raise BadMessage(
-                f"expected position {this.position} of session {entry.session}, got {entry.start}"
-            )
+    def _from(self, sender: NodeId, session: SessionId) -> _Session | None:
+        """The session, if it runs and `sender` is whom it listens to. It may have been closed while
+        the frame was under way; a stranger is not heard.
+        """
+        this = self._sessions.get(session)
+        heard = this is not None and not this.closed and this.state == "running"
+        return this if heard and this is not None and sender == this.open.previous else None
+
+    def receive(
+        self, entry: RowEntry, hidden: Tensor, sender: NodeId, now: float
+    ) -> list[Instruction]:
+        """Rows from the stage before us."""
+        this = self._from(sender, entry.session)
+        if this is None or this.first:
+            return []
+        if entry.start != this.position:
+            why = f"expected position {this.position}, got {entry.start}"
+            return self.fail(entry.session, why, now, blame=sender)
         if entry.start + entry.count > this.open.reserve_tokens:
-            raise BadMessage(
-                f"session {entry.session} outgrew the {this.open.reserve_tokens} tokens it reserved"
-            )
+            why = f"it outgrew the {this.open.reserve_tokens} tokens it reserved"
+            return self.fail(entry.session, why, now, blame=sender)
         return [Enqueue(self._row(this, entry.start, entry.count, hidden=hidden))]
 
-    def token(self, entry: TokenEntry, sender: NodeId) -> list[Instruction]:
+    def unreadable(
+        self, session: SessionId, sender: NodeId, why: str, now: float
+    ) -> list[Instruction]:
+        """The stage before us sent rows that are not of our model."""
+        this = self._from(sender, session)
+        return self.fail(session, why, now, blame=sender) if this and not this.first else []
+
+    def token(self, entry: TokenEntry, sender: NodeId, now: float) -> list[Instruction]:
         """The last stage chose a token: the first stage computes it next."""
-        this = self._sessions.get(entry.session)
-        if this is None or this.closed or this.state != "running" or not this.first:
-            return []  # closed meanwhile, or meant for the gateway on this same node
-        if sender != this.open.previous:
-            raise BadMessage(f"{sender} is not the last stage of session {entry.session}")
+        this = self._from(sender, entry.session)
+        if this is None or not this.first:
+            return []  # perhaps meant for the gateway on this same node
         if not 0 <= entry.sampled.token < self.vocab_size:
-            raise BadMessage(
-                f"token id {entry.sampled.token} is outside the vocabulary of {self.vocab_size}"
-            )
+            why = f"token id {entry.sampled.token} is outside the vocabulary of {self.vocab_size}"
+            return self.fail(entry.session, why, now, blame=sender)
         if this.position - (this.open.known_tokens - this.open.output_tokens) != entry.index:
-            raise BadMessage(f"token {entry.index} of session {entry.session} came out of turn")
+            why = f"token {entry.index} came out of turn"
+            return self.fail(entry.session, why, now, blame=sender)
         if entry.sampled.finish or this.position >= this.open.reserve_tokens:
             return []  # the gateway will close it
         return [Enqueue(self._row(this, this.position, 1, ids=(entry.sampled.token,)))]
@@ -302,6 +360,7 @@ class StageSessions:
         for index, (row, choice) in enumerate(zip(rows, sampled, strict=True)):
             this = self._sessions[row.session]
             this.computing -= 1
+            this.touched = now
             if this.closed:
                 if this.computing == 0:
                     self._release(this)
@@ -336,11 +395,18 @@ class StageSessions:
 
     def close(self, session: SessionId, sender: NodeId, now: float) -> list[Instruction]:
         this = self._sessions.get(session)
-        if this is None or this.closed:
+        if this is None or this.closed or sender != this.gateway:
             return []
-        if sender != this.gateway:
-            raise BadMessage(f"{sender} is not the gateway of session {session}")
         return self._end(this, now)
+
+    def end_idle(self, now: float) -> list[Instruction]:
+        """Call it now and then: a gateway that stays connected and silent holds nothing forever."""
+        out: list[Instruction] = []
+        for this in list(self._sessions.values()):
+            idle = now - this.touched >= self.config.idle_s
+            if idle and this.state != "waiting" and this.computing == 0:  # those have deadlines
+                out += self.fail(this.open.session, "no row came for too long", now)
+        return out
 
     def fail(
         self, session: SessionId, why: str, now: float, blame: NodeId | None = None
@@ -349,7 +415,7 @@ class StageSessions:
         this = self._sessions.get(session)
         if this is None or this.closed:
             return []
-        told = Send(this.gateway, Lost(session, blame or self.me, why))
+        told = Send(this.gateway, Lost(session, blame or self.me, one_line(why)))
         return [told, *self._end(this, now)]
 
     def node_lost(self, node: NodeId, why: str, now: float) -> list[Instruction]:

@@ -1,8 +1,8 @@
 """Runs one stage: carries frames to its sessions, rows to the engine thread, and results to the
 next hop.
 
-The loop is the whole story: take what is ready, one ragged forward, send the results, wait for the
-next hop to keep up.
+The loop is the whole story: take what is ready, one ragged forward, send the results. Sessions
+whose next hop does not keep up are left out until it does; the others go on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from ..engine.stage import Stage, StepResult
     from ..engine.thread import EngineThread
+
+
+CONGESTED_S = 120.0  # a next hop that takes nothing for so long is lost; gateways gave up before
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class StageWorker:
         self._ready = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._congested: set[NodeId] = set()  # next hops with too much on the way to them
         self.draining = False
         self.idle = asyncio.Event()  # no session is here
         self.idle.set()
@@ -72,19 +77,28 @@ class StageWorker:
     def step(self, message: Step, body: Bytes, sender: NodeId) -> None:
         if not any(row.session in self.sessions for row in message.rows):
             return
-        hidden = self._stage.hidden_from_wire(body, sum(row.count for row in message.rows))
+        total = sum(row.count for row in message.rows)
+        try:
+            hidden = self._stage.hidden_from_wire(body, total)
+        except BadMessage as error:
+            self._unreadable(message.rows, sender, error.message)
+            return
         at = 0
         for row in message.rows:
-            if row.count < 1 or row.start < 0:
-                raise BadMessage(f"a row of {row.count} tokens from position {row.start}")
-            self._receive(row, hidden[at : at + row.count], sender)
+            part = hidden[at : at + row.count]
+            self._receive(row, part.clone() if 2 * row.count < total else part, sender)
             at += row.count
 
     def _receive(self, row: RowEntry, hidden: Tensor, sender: NodeId) -> None:
-        self._do(self.sessions.receive(row, hidden, sender))
+        """`hidden` waits for its forward and keeps no more of a frame in memory than its own."""
+        self._do(self.sessions.receive(row, hidden, sender, self._clock()))
+
+    def _unreadable(self, rows: Iterable[RowEntry], sender: NodeId, why: str) -> None:
+        for row in rows:
+            self._do(self.sessions.unreadable(row.session, sender, why, self._clock()))
 
     def token(self, entry: TokenEntry, sender: NodeId) -> None:
-        self._do(self.sessions.token(entry, sender))
+        self._do(self.sessions.token(entry, sender, self._clock()))
 
     def close(self, session: SessionId, sender: NodeId) -> None:
         self._do(self.sessions.close(session, sender, self._clock()))
@@ -116,13 +130,16 @@ class StageWorker:
                     raise AssertionError("forwards come from finish(), which _dispatch handles")
         (self.idle.clear if self.sessions else self.idle.set)()
         self._arm_timer()
+        self._arm_idle_timer()
 
     def _send(self, node: NodeId, message: Message, body: Bytes = b"") -> None:
-        """A message that cannot be sent needs no answer here: the lost link ends its sessions."""
+        """A message that cannot be sent needs no answer here: the lost link ends its sessions,
+        after the instructions at hand are done, never in the middle of them.
+        """
         try:
             self._links.send(node, to_frame(message, body))
         except (LinkClosed, Overloaded) as error:
-            self.node_lost(node, error.message)
+            asyncio.get_running_loop().call_soon(self.node_lost, node, error.message)
 
     def _spawn_connect(self, session: SessionId, node: NodeId) -> None:
         if self._links.is_connected(node):  # the usual case: no task, no turn of the loop
@@ -150,12 +167,21 @@ class StageWorker:
         self._timer = None
         self._do(self.sessions.admit(self._clock()))
 
+    def _arm_idle_timer(self) -> None:
+        if self._idle_timer is None and self.sessions:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(self.sessions.config.idle_s / 4, self._end_idle)
+
+    def _end_idle(self) -> None:
+        self._idle_timer = None
+        self._do(self.sessions.end_idle(self._clock()))
+
     # ---- the loop
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as self._tasks:
             while True:
-                rows = self._batcher.take()
+                rows = self._batcher.take(self.sessions.sending_to(self._congested))
                 if not rows:
                     self._ready.clear()
                     await self._ready.wait()
@@ -202,5 +228,22 @@ class StageWorker:
                 rest.append(instruction)
         self._do(rest)
         self._emit(PagesChanged(self.key.model, self.sessions.pool.used_fraction))
-        for node in hops:
-            await self._links.drain(node)
+        for node in hops - self._congested:
+            self._wait_for(node)
+
+    def _wait_for(self, node: NodeId) -> None:
+        """Its sessions rest until what was sent to it is on its way."""
+        if self._tasks is not None:
+            self._congested.add(node)
+            self._tasks.create_task(self._drain(node))
+
+    async def _drain(self, node: NodeId) -> None:
+        try:
+            async with asyncio.timeout(CONGESTED_S):
+                await self._links.drain(node)
+        except LinkClosed as error:
+            self.node_lost(node, error.message)
+        except TimeoutError:
+            self._links.drop(node, "it does not take what is sent to it")
+        self._congested.discard(node)
+        self._ready.set()

@@ -1,0 +1,69 @@
+"""Announcements in placement's terms."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from shoal.bus import Announcement
+from shoal.identity import Identity
+from shoal.models.checkpoint import open_checkpoint
+from shoal.node.choosing import choose, shape_of
+from shoal.pipeline import ServingConfig
+from shoal.units import Slice
+from tests.bus.nodes import AMBER, BIRCH, STAGE, announcement
+
+TINY = open_checkpoint("shoal-tiny")
+CONFIG = ServingConfig(memory_bytes=1 << 30)
+PLENTY = 1 << 30
+
+
+def node(identity: Identity, offered: int, held: str = "", **changes: object) -> Announcement:
+    stage = replace(STAGE, model=TINY.model_id, **changes)
+    return announcement(
+        identity,
+        offered_bytes=offered,
+        can_serve=(TINY.model_id,),
+        stages=(replace(stage, layers=Slice.parse(held)),) if held else (),
+    )
+
+
+def test_the_first_node_with_room_takes_the_whole_model() -> None:
+    assert choose(TINY, node(AMBER, PLENTY), [], CONFIG) == Slice(0, 8)
+
+
+def test_a_joiner_fills_the_hole_that_a_pinned_node_leaves() -> None:
+    pinned = node(BIRCH, PLENTY, "0:5", pinned=True)
+    assert choose(TINY, node(AMBER, PLENTY), [pinned], CONFIG) == Slice(5, 8)
+
+
+def test_two_nodes_too_small_for_the_model_agree_on_a_cut() -> None:
+    room = TINY.slice_bytes(Slice(0, 8)) * 2 // 3
+    config = ServingConfig(memory_bytes=room, kv_tokens=16)
+    amber, birch = node(AMBER, room), node(BIRCH, room)
+    cut = [choose(TINY, amber, [birch], config), choose(TINY, birch, [amber], config)]
+    assert None not in cut
+    first, second = sorted(cut, key=str)
+    assert first is not None
+    assert second is not None
+    assert (first.start, first.stop, second.stop) == (0, second.start, 8)
+
+
+def test_nodes_that_serve_nothing_or_another_model_take_no_part() -> None:
+    idle = announcement(BIRCH, offered_bytes=0, stages=())
+    assert choose(TINY, node(AMBER, PLENTY), [idle], CONFIG) == Slice(0, 8)
+
+
+def test_nothing_fits_into_no_memory() -> None:
+    assert choose(TINY, node(AMBER, 1000), [], CONFIG) is None
+
+
+def test_int8_halves_the_layers_and_gives_a_tied_head_a_matrix_of_its_own() -> None:
+    whole, halved = shape_of(TINY, CONFIG), shape_of(TINY, replace_quant(CONFIG))
+    assert halved.layer_bytes == tuple(size // 2 for size in whole.layer_bytes)
+    assert halved.embed_bytes == whole.embed_bytes
+    assert whole.tied
+    assert not halved.tied
+
+
+def replace_quant(config: ServingConfig) -> ServingConfig:
+    return ServingConfig(memory_bytes=config.memory_bytes, quant="int8")

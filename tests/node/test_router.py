@@ -1,0 +1,75 @@
+"""Which models there are and by which route, from what strangers announce."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from shoal.bus import StageOffer
+from shoal.errors import ModelNotFound, NoRoute
+from shoal.models.catalogue import Catalogue
+from shoal.models.checkpoint import open_checkpoint
+from shoal.node.report import model_reports
+from shoal.node.router import Router
+from shoal.units import ModelId, NodeId, Slice
+from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
+
+TINY = open_checkpoint("shoal-tiny")
+OURS = replace(STAGE, model=TINY.model_id)
+
+
+def offer(layers: str, **changes: object) -> StageOffer:
+    return replace(OURS, layers=Slice.parse(layers), **changes)
+
+
+def router(*offers: tuple[NodeId, StageOffer], doubtful: frozenset[NodeId] = frozenset()) -> Router:
+    return Router(AMBER.node, Catalogue(), lambda: iter(offers), lambda: doubtful)
+
+
+def test_a_route_goes_over_those_who_hold_the_layers() -> None:
+    plan = router((AMBER.node, offer("0:4")), (BIRCH.node, offer("4:8"))).plan(
+        "shoal-tiny", 100, frozenset()
+    )
+    assert [(stop.node, str(stop.layers)) for stop in plan.stops] == [
+        (AMBER.node, "0:4"),
+        (BIRCH.node, "4:8"),
+    ]
+    assert plan.model == TINY.model_id
+
+
+def test_doubtful_and_avoided_nodes_are_left_out() -> None:
+    offers = [(AMBER.node, offer("0:4")), (BIRCH.node, offer("4:8")), (CORAL.node, offer("4:8"))]
+    one = router(*offers).plan("shoal-tiny", 1, frozenset({BIRCH.node}))
+    other = router(*offers, doubtful=frozenset({CORAL.node})).plan("shoal-tiny", 1, frozenset())
+    assert [one.stops[1].node, other.stops[1].node] == [CORAL.node, BIRCH.node]
+    with pytest.raises(NoRoute, match="4"):
+        router(*offers[:2]).plan("shoal-tiny", 1, frozenset({BIRCH.node}))
+
+
+def test_another_checkpoint_under_our_models_name_is_never_used() -> None:
+    """The gateway tokenises with its own files: an impostor's layers would answer nonsense."""
+    impostor = replace(STAGE, model=ModelId("f" * 16), layers=Slice(0, 8))
+    found = router((BIRCH.node, impostor))
+    assert found.model_names() == []
+    with pytest.raises(ModelNotFound):
+        found.plan("shoal-tiny", 1, frozenset())
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secrets", "~/models", "a/b/c", "no/such-model"]
+)
+def test_a_name_from_a_peer_is_never_a_path_and_never_downloaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "shoal.models.hub.fetch", lambda *_, **__: pytest.fail("went to the network")
+    )
+    catalogue = Catalogue()
+    assert catalogue.known(name) is None
+
+
+def test_a_liars_layer_count_makes_a_model_of_its_own() -> None:
+    honest = announcement(AMBER, stages=(offer("0:8"),))
+    liar = announcement(BIRCH, stages=(offer("0:8", total_layers=4000),))
+    reports = model_reports([honest, liar])
+    assert [(r["total_layers"], r["ready"]) for r in reports] == [(8, True), (4000, False)]

@@ -1,0 +1,198 @@
+"""Whole nodes but for bus and API, in one process: links over a network with delay and loss."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from shoal.engine.request import Sampling
+from shoal.engine.thread import EngineThread
+from shoal.errors import NoRoute, StageLost
+from shoal.events import Event
+from shoal.identity import Identity
+from shoal.models.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.random_checkpoint import write_random_checkpoint
+from shoal.pipeline import Pipeline, Plan, Request, Serving, ServingConfig, Stop, Stream
+from shoal.transport import Contact, Links, MemoryConfig, MemoryNetwork
+from shoal.units import NodeId, Slice
+from tests.models.families import DENSE
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = (5, 17, 99, 3, 42)
+GREEDY = Sampling(temperature=0, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("llama")
+    write_random_checkpoint(DENSE["llama"], folder)
+    return open_checkpoint(str(folder))
+
+
+class Member:
+    def __init__(self, identity: Identity, links: Links, pipeline: Pipeline, serving: Serving):
+        self.id: NodeId = identity.node
+        self.links, self.pipeline, self.serving = links, pipeline, serving
+        self.events: list[Event] = []
+
+    @property
+    def used(self) -> float:
+        return sum(worker.sessions.pool.used_fraction for worker in self.pipeline.workers)
+
+
+class Mesh:
+    """Members by number; the planner takes the first that fits, in this order."""
+
+    def __init__(self) -> None:
+        self.network = MemoryNetwork(MemoryConfig(delay_s=0.002, jitter_s=0.001, loss=0.02), seed=4)
+        self.members: list[Member] = []
+        self.contacts: dict[NodeId, Contact] = {}
+
+    def plan(self, model: str, need: int, avoid: frozenset[NodeId]) -> Plan:
+        stops: list[Stop] = []
+        while not stops or stops[-1].layers.stop < 4:
+            start = stops[-1].layers.stop if stops else 0
+            fits = [
+                (member, served)
+                for member in self.members
+                for served in member.serving.slices
+                if served.layers.start == start and member.id not in avoid
+            ]
+            if not fits:
+                raise NoRoute(f"nobody holds layer {start}")
+            member, served = fits[0]
+            stops.append(Stop(member.id, served.layers))
+        return Plan(served.checkpoint.model_id, served.compute, tuple(stops))
+
+
+async def add_member(
+    mesh: Mesh, stack: AsyncExitStack, checkpoint: Checkpoint, layers: Slice | None, kv_tokens: int
+) -> Member:
+    identity = Identity.from_secret(bytes([len(mesh.members) + 1]) * 32)
+    links = Links(identity, [mesh.network.carrier(identity)], resolve=mesh.contacts.get)
+    pipeline = Pipeline(links, mesh.plan, emit=lambda event: None, clock=time.monotonic)
+    thread = await stack.enter_async_context(EngineThread(1))
+    await stack.enter_async_context(pipeline)
+    await stack.enter_async_context(links)
+    serving = Serving(
+        identity.node,
+        pipeline,
+        links,
+        thread,
+        ServingConfig(memory_bytes=1 << 28, kv_tokens=kv_tokens),
+        emit=lambda event: None,
+        clock=time.monotonic,
+        changed=lambda: None,
+    )
+    mesh.contacts[identity.node] = Contact(identity.node, identity.transport_key, links.addresses)
+    if layers:
+        await serving.serve(checkpoint, layers, 0.001, pinned=True)
+    member = Member(identity, links, pipeline, serving)
+    mesh.members.append(member)
+    return member
+
+
+@asynccontextmanager
+async def mesh_of(
+    checkpoint: Checkpoint, *slices: str, kv_tokens: int = 512
+) -> AsyncIterator[Mesh]:
+    mesh = Mesh()
+    async with AsyncExitStack() as stack:
+        for layers in slices:
+            held = Slice.parse(layers) if layers else None
+            await add_member(mesh, stack, checkpoint, held, kv_tokens)
+        yield mesh
+
+
+def ask(member: Member, sampling: Sampling = GREEDY) -> Stream:
+    return member.pipeline.gateway.generate(Request("tiny", PROMPT, sampling))
+
+
+async def tokens_of(stream: Stream) -> list[int]:
+    return [sampled.token async for sampled in stream]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def unsplit(checkpoint: Checkpoint) -> list[int]:
+    async with mesh_of(checkpoint, "0:4") as mesh:
+        return await tokens_of(ask(mesh.members[0]))
+
+
+async def test_three_nodes_write_what_one_node_writes(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4", "") as mesh:
+        for member in mesh.members:  # any node can be the gateway, one without layers too
+            assert await tokens_of(ask(member)) == await unsplit(checkpoint)
+        await until(lambda: not any(member.used for member in mesh.members))
+
+
+async def test_a_node_cut_off_in_mid_stream_is_replaced(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4", "1:3") as mesh:
+        stream, got = ask(mesh.members[0]), []
+        async for sampled in stream:
+            got.append(sampled.token)
+            if len(got) == 8:
+                mesh.network.cut(mesh.members[1].id)
+        assert got == await unsplit(checkpoint)
+        assert stream.plan is not None
+        assert stream.plan.stops[1].node == mesh.members[3].id
+
+
+async def test_a_frozen_node_without_a_spare_ends_in_one_error(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4") as mesh:
+        got: list[int] = []
+
+        async def freeze_in_mid_stream() -> None:
+            async for sampled in ask(mesh.members[0]):
+                got.append(sampled.token)
+                if len(got) == 8:
+                    mesh.network.freeze(mesh.members[1].id)
+
+        with pytest.raises(StageLost, match="nobody holds layer 1"):
+            await freeze_in_mid_stream()
+        assert got == (await unsplit(checkpoint))[: len(got)]
+        await until(lambda: mesh.members[0].used == mesh.members[2].used == 0)
+
+
+async def test_a_gateway_that_dies_frees_its_pages_everywhere(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4", "") as mesh:
+        endless = Sampling(temperature=0, max_tokens=400)
+        iterator = ask(mesh.members[3], endless).__aiter__()
+        await anext(iterator)
+        assert all(member.used for member in mesh.members[:3])
+        mesh.network.cut(mesh.members[3].id)
+        await until(lambda: not any(member.used for member in mesh.members[:3]))
+
+
+async def test_a_cancelled_stream_frees_its_pages_everywhere(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4") as mesh:
+        stream = ask(mesh.members[1], Sampling(temperature=0, max_tokens=400))
+        await anext(stream.__aiter__())
+        await stream.aclose()
+        await until(lambda: not any(member.used for member in mesh.members))
+
+
+async def test_more_sessions_than_pages_queue_and_are_all_answered(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:4", kv_tokens=96) as mesh:
+        streams = [ask(member) for member in mesh.members for _ in range(5)]
+        answers = await asyncio.gather(*map(tokens_of, streams))
+        assert answers == [await unsplit(checkpoint)] * len(streams)
+
+
+async def test_a_stage_taken_out_of_service_hands_its_sessions_on(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:4", "1:4") as mesh:
+        got = []
+        async for sampled in ask(mesh.members[0]):
+            got.append(sampled.token)
+            if len(got) == 8:
+                mesh.members[1].serving.stop()
+        assert got == await unsplit(checkpoint)
