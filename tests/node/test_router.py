@@ -10,7 +10,8 @@ from shoal.errors import ModelNotFound, NoRoute
 from shoal.models.catalogue import Catalogue
 from shoal.models.checkpoint import open_checkpoint
 from shoal.node.report import model_reports
-from shoal.node.router import Router
+from shoal.node.router import MAX_MODELS, MAX_STAGES, Router, few_of_each
+from shoal.placement import Held
 from shoal.units import ModelId, NodeId, Slice
 from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
 
@@ -73,3 +74,40 @@ def test_a_liars_layer_count_makes_a_model_of_its_own() -> None:
     liar = announcement(BIRCH, stages=(offer("0:8", total_layers=4000),))
     reports = model_reports([honest, liar])
     assert [(r["total_layers"], r["ready"]) for r in reports] == [(8, True), (4000, False)]
+
+
+def test_a_liar_with_the_smallest_id_decides_neither_layers_nor_context() -> None:
+    liar = offer("0:7", total_layers=7, context_length=0)
+    found = router((CORAL.node, liar), (BIRCH.node, offer("0:8")))
+    assert [stop.node for stop in found.plan("shoal-tiny", 1, frozenset()).stops] == [BIRCH.node]
+    assert found.best_offer("shoal-tiny").context_length == TINY.context_length
+
+
+def test_a_model_we_have_no_files_of_is_what_most_nodes_say_it_is() -> None:
+    strange = replace(STAGE, model_name="org/strange", layers=Slice(0, 8))
+    liar = replace(strange, model=ModelId("f" * 16))
+    found = router((AMBER.node, liar), (BIRCH.node, strange), (CORAL.node, strange))
+    assert found.best_offer("org/strange").model == strange.model
+
+
+def test_the_gateway_knows_which_tokens_exist() -> None:
+    plan = router((BIRCH.node, offer("0:8"))).plan("shoal-tiny", 1, frozenset())
+    assert plan.vocab_size == TINY.vocab_size
+
+
+def test_thousands_of_stages_leave_a_few_of_every_slice() -> None:
+    crowd = [(NodeId(f"npub{n}"), offer("0:4", layer_seconds=0.0)) for n in range(3000)]
+    slow = (BIRCH.node, offer("4:8", layer_seconds=9.0))
+    found = router(*crowd, slow)
+    assert found.plan("shoal-tiny", 1, frozenset()).stops[1].node == BIRCH.node
+    held = [Held(NodeId(str(n)), Slice(0, 4), "serving", "f32", 0.0, 0.0, 0, 9) for n in range(900)]
+    assert len(few_of_each(held, 1)) == MAX_STAGES
+
+
+def test_names_without_end_hide_no_model_of_ours() -> None:
+    noise = [
+        (NodeId(f"npub{n}"), replace(STAGE, model_name=f"org/noise-{n % 300}")) for n in range(3000)
+    ]
+    names = router(*noise, (AMBER.node, offer("0:8"))).model_names()
+    assert "shoal-tiny" in names
+    assert len(names) <= MAX_MODELS + 1

@@ -10,6 +10,9 @@ from .hub import is_cached
 from .text import Tokenizer
 
 
+MAX_ABSENT = 4096  # names of models that are not here, remembered so as not to look again
+
+
 class Catalogue:
     """Opens each checkpoint once. A name that a peer speaks of is never a path and never starts a
     download.
@@ -34,6 +37,8 @@ class Catalogue:
                     raise ModelNotFound(f"{name} is not on this machine")
                 self._keep(open_checkpoint(name, download=False))
             except ShoalError:
+                if len(self._absent) >= MAX_ABSENT:
+                    self._absent.clear()  # looking again costs little, and names come without end
                 self._absent.add(name)
         return self._open.get(name)
 

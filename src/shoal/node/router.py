@@ -4,18 +4,23 @@ which route.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator
+
+from msgspec.structs import replace
 
 from ..bus import StageOffer
 from ..errors import ModelNotFound, NoRoute
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import Checkpoint
 from ..models.text import Tokenizer
-from ..pipeline import Plan, Stop
+from ..pipeline import ANY_TOKEN, Plan, Stop
 from ..placement import Held, cheapest_route
-from ..units import NodeId, Seconds
+from ..units import NodeId, Seconds, Slice
 
 HOP_S = 0.0005  # one way, between two nodes whose distance nobody has measured
+MAX_MODELS = 64  # that we speak of: strangers may announce names without end
+MAX_STAGES = 256  # that a route is chosen from: the search grows with the square of their number
 
 
 class Router:
@@ -35,8 +40,10 @@ class Router:
 
     def model_names(self) -> list[str]:
         """Models that somebody serves, without impostors of those we have the files of."""
-        names = {offer.model_name for _, offer in self._offers()}
-        return sorted(name for name in names if self._of(name))
+        pairs = {(node, offer.model_name) for node, offer in self._offers()}
+        ours = [name for node, name in pairs if node == self._me]
+        common = [name for name, _ in Counter(name for _, name in pairs).most_common(MAX_MODELS)]
+        return sorted(name for name in {*ours, *common} if self._of(name))
 
     def checkpoint(self, name: str) -> Checkpoint | None:
         return self._catalogue.known(name)
@@ -47,14 +54,17 @@ class Router:
 
     def best_offer(self, name: str) -> StageOffer:
         """Any offer of that model, ours first; where we have the files, only of the very same
-        model.
+        model, and we know better how long its context is.
         """
         offers = [offer for _, offer in self._of(name)]
+        checkpoint = self._catalogue.known(name)
         if not offers:
             raise ModelNotFound(
                 f"nobody in this mesh serves {name!r}", hint=f"shoal up --model {name}"
             )
-        return offers[0]
+        if checkpoint is None:
+            return offers[0]
+        return replace(offers[0], context_length=checkpoint.context_length)
 
     def is_ready(self, name: str) -> bool:
         try:
@@ -66,6 +76,7 @@ class Router:
     def plan(self, name: str, need_tokens: int, avoid: frozenset[NodeId]) -> Plan:
         """The cheapest route around `avoid`. Raises NoRoute naming the layers that nobody holds."""
         first = self.best_offer(name)
+        avoid |= self._doubtful()
         held = [
             Held(
                 node=node,
@@ -78,26 +89,42 @@ class Router:
                 compute=offer.compute,
             )
             for node, offer in self._of(name)
-            if offer.total_layers == first.total_layers
+            if node not in avoid
         ]
         route = cheapest_route(
             first.total_layers,
-            held,
+            few_of_each(held, need_tokens),
             latency=lambda a, b: 0.0 if a == b else HOP_S,
             gateway=self._me,
             need_tokens=need_tokens,
-            avoid=avoid | self._doubtful(),
             model=name,
         )
         stops = tuple(Stop(hop.node, hop.layers) for hop in route.stages)
-        return Plan(first.model, route.compute, stops)
+        checkpoint = self._catalogue.known(name)
+        vocab_size = checkpoint.vocab_size if checkpoint else ANY_TOKEN
+        return Plan(first.model, route.compute, stops, vocab_size)
 
     def _of(self, name: str) -> list[tuple[NodeId, StageOffer]]:
         """The offers of one model. Two checkpoints may share a name: the gateway's tokenizer
-        decides which is meant.
+        decides which is meant, and without one the number of nodes.
         """
         by_node = {node: offer for node, offer in self._offers() if offer.model_name == name}
         offers = list(by_node.items())  # one slice of a model a node: more would be a lie
-        checkpoint = self._catalogue.known(name)
-        wanted = checkpoint.model_id if checkpoint else offers[0][1].model if offers else None
-        return [(node, offer) for node, offer in offers if offer.model == wanted]
+        if checkpoint := self._catalogue.known(name):
+            wanted = checkpoint.model_id, checkpoint.layers
+        elif offers:
+            kinds = Counter((offer.model, offer.total_layers) for _, offer in offers)
+            wanted = kinds.most_common(1)[0][0]
+        else:
+            return []
+        return [(n, offer) for n, offer in offers if (offer.model, offer.total_layers) == wanted]
+
+
+def few_of_each(held: Collection[Held], need_tokens: int) -> list[Held]:
+    """At most MAX_STAGES of them: the best of every slice, then the second best, and so on."""
+    places: defaultdict[tuple[str, Slice], int] = defaultdict(int)
+    ranked: list[tuple[int, Held]] = []
+    for stage in sorted(held, key=lambda one: (one.free_tokens < need_tokens, one.step_seconds)):
+        ranked.append((places[stage.compute, stage.layers], stage))
+        places[stage.compute, stage.layers] += stage.state == "serving"
+    return [stage for _, stage in sorted(ranked, key=lambda pair: pair[0])[:MAX_STAGES]]

@@ -8,12 +8,13 @@ carry. Start reading at `messages.py`.
 """
 
 from .gateway import Gateway, Planner, Stream
-from .generation import GenerationConfig, Plan, Request, Stop
+from .generation import ANY_TOKEN, GenerationConfig, Plan, Request, Stop
 from .service import Pipeline
 from .serving import Served, Serving, ServingConfig, import_engine
 from .worker import StageKey, StageWorker
 
 __all__ = [
+    "ANY_TOKEN",
     "Gateway",
     "GenerationConfig",
     "Pipeline",

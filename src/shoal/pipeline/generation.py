@@ -25,6 +25,8 @@ from ..errors import NoCapacity, Overloaded, ShoalError, StageLost
 from ..units import ModelId, NodeId, SessionId, Slice
 from .messages import Close, Lost, Open, Opened, Refused, TokenEntry, one_line
 
+ANY_TOKEN = 1 << 32  # the bound of token ids where the gateway does not know the vocabulary
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:
@@ -41,7 +43,7 @@ class Plan:
     model: ModelId
     compute: str
     stops: tuple[Stop, ...]
-    vocab_size: int = 1 << 32  # token ids are below it; as far as the gateway knows
+    vocab_size: int = ANY_TOKEN  # token ids are below it
 
 
 @dataclass(frozen=True, slots=True)
