@@ -111,3 +111,10 @@ def test_names_without_end_hide_no_model_of_ours() -> None:
     names = router(*noise, (AMBER.node, offer("0:8"))).model_names()
     assert "shoal-tiny" in names
     assert len(names) <= MAX_MODELS + 1
+
+
+def test_a_stranger_with_many_models_does_not_make_the_report_long() -> None:
+    noise = tuple(offer("0:8", model=ModelId(f"{n:016x}")) for n in range(32))
+    crowd = [announcement(AMBER, stages=(offer("0:8"), *noise[:3]))]
+    crowd += [announcement(BIRCH, stages=(offer("0:8", total_layers=n + 9),)) for n in range(200)]
+    assert len(model_reports(crowd)) == 64

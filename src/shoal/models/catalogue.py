@@ -9,7 +9,6 @@ from .checkpoint import BUILTIN, Checkpoint, is_hub_id, open_checkpoint
 from .hub import is_cached
 from .text import Tokenizer
 
-
 MAX_ABSENT = 4096  # names of models that are not here, remembered so as not to look again
 
 

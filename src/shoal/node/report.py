@@ -14,6 +14,8 @@ from ..pipeline import StageWorker
 from ..placement import coverage, missing
 from ..units import ModelId, NodeId
 
+MAX_MODELS = 64  # strangers may announce models without end, and each costs its number of layers
+
 
 def stage_report(offer: StageOffer, worker: StageWorker | None) -> dict[str, Any]:
     """One row of `shoal ps`. There is no worker before the slice is loaded."""
@@ -61,14 +63,17 @@ def node_report(announcement: Announcement, *, me: NodeId, age_s: float) -> dict
 
 
 def model_reports(announcements: Sequence[Announcement]) -> list[dict[str, Any]]:
-    """One entry for each model that anybody serves, with its weakest layer."""
+    """One entry for each model that anybody serves, with its weakest layer; of too many, those
+    that the most nodes serve.
+    """
     offers: dict[
         tuple[ModelId, int], list[StageOffer]
     ] = {}  # a liar's layer count makes a model of its own
     for announcement in announcements:
         for offer in announcement.stages:
             offers.setdefault((offer.model, offer.total_layers), []).append(offer)
-    return [_model_report(*key, offers[key]) for key in sorted(offers)]
+    common = sorted(offers, key=lambda key: -len(offers[key]))[:MAX_MODELS]
+    return [_model_report(*key, offers[key]) for key in sorted(common)]
 
 
 def _model_report(model: ModelId, total: int, offers: Sequence[StageOffer]) -> dict[str, Any]:
