@@ -66,6 +66,28 @@ async def test_members_see_each_other_and_a_goodbye_is_seen_at_once(place: Place
     assert NodeGone(BIRCH.node, "left") in place.events
 
 
+async def test_what_changes_after_the_goodbye_does_not_take_it_back(place: Place) -> None:
+    amber, birch = await place.member(AMBER), await place.member(BIRCH)
+    await until(lambda: amber.view.get(BIRCH.node) is not None)
+    birch.changed()  # it drains its stages, and has said goodbye before that is announced
+    await birch.leave()
+    birch.changed()
+    await until(lambda: NodeGone(BIRCH.node, "left") in place.events)
+    await asyncio.sleep(0.05)
+    assert amber.view.get(BIRCH.node) is None
+
+
+async def test_an_announcement_that_we_do_not_take_is_no_news(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.bus.view.MAX_NODES", 0)
+    amber = await place.member(AMBER)
+    heard: list[None] = []
+    amber.on_change(lambda: heard.append(None))
+    amber._on_announcement(announcement(BIRCH, 1))
+    assert (heard, place.events) == ([], [])
+
+
 async def test_a_member_that_falls_silent_is_forgotten(place: Place) -> None:
     amber = await place.member(AMBER, refresh_s=0.1)
     await place.member(BIRCH, refresh_s=60.0)

@@ -16,7 +16,8 @@ from ..identity import Identity
 from ..units import NodeId
 from .announcement import Announcement
 from .base import Bus
-from .view import MeshView
+from .limits import Bounded
+from .view import MAX_NODES, MeshView
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -49,7 +50,9 @@ class Membership:
         self._config = config or MembershipConfig()
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
-        self._dead: dict[NodeId, int] = {}  # sequence of the last announcement before we saw it die
+        self._left = False
+        # the sequence of the last announcement before we saw a node die
+        self._dead: Bounded[NodeId, int] = Bounded(MAX_NODES)
         self._sequence = int(
             wall_clock() * 1000
         )  # so that a restarted node is not older than itself
@@ -88,9 +91,13 @@ class Membership:
             self._expire()
 
     async def leave(self) -> None:
+        """Say goodbye. What changes about us afterwards is not announced: it would take it back."""
+        self._left = True
         await self._bus.withdraw()
 
     async def _announce(self) -> None:
+        if self._left:
+            return
         self._sequence += 1
         await self._bus.announce(self._describe(self._sequence).sign(self._identity))
 
@@ -106,8 +113,10 @@ class Membership:
         if node == self._identity.node or self._dead.get(node, -1) >= announcement.sequence:
             return
         self._dead.pop(node, None)
-        before = self.view.get(node)
-        self.view = self.view.applied(announcement, self._clock())
+        old, before = self.view, self.view.get(node)
+        self.view = old.applied(announcement, self._clock())
+        if self.view is old:  # we hold a newer one, or the mesh is full
+            return
         if before is None:
             self._emit(NodeSeen(node, announcement.name))
         if before is None or before.stages != announcement.stages:
