@@ -1,4 +1,5 @@
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -38,6 +39,14 @@ async def test_torch_uses_the_threads_that_it_was_given() -> None:
             assert await thread.run(torch.get_num_threads) == 1
     finally:
         torch.set_num_threads(before)
+
+
+async def test_without_torch_the_thread_starts_with_a_number_of_threads_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    async with EngineThread(threads=1) as thread:
+        assert await thread.run(divmod, 7, 2) == (3, 1)
 
 
 async def test_closing_waits_for_what_is_being_computed() -> None:

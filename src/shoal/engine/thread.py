@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Self, TypeVar
@@ -12,11 +13,15 @@ R = TypeVar("R")
 
 
 def _set_threads(threads: int | None) -> None:
-    """Runs in the engine thread: torch keeps this setting per thread."""
-    if threads is not None:
-        import torch
+    """Runs in the engine thread: torch keeps this setting per thread.
 
-        torch.set_num_threads(threads)
+    Without torch the thread must start all the same: who loads a stage says what is missing.
+    """
+    if threads is not None:
+        with contextlib.suppress(ImportError):
+            import torch
+
+            torch.set_num_threads(threads)
 
 
 class EngineThread:
