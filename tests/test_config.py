@@ -82,6 +82,7 @@ def test_an_unknown_name_like_no_other_lists_what_there_is(env: dict[str, str]) 
         ("lan", "perhaps"),
         ("quant", "int9"),
         ("dtype", "float32"),
+        ("name", "x" * 65),
     ],
 )
 def test_a_value_of_the_wrong_kind_names_setting_and_value(
@@ -91,6 +92,12 @@ def test_a_value_of_the_wrong_kind_names_setting_and_value(
         load_settings(env=env | {f"SHOAL_{name.upper()}": value})
     assert name in refusal.value.message
     assert value in refusal.value.message
+
+
+def test_text_is_one_line_and_a_secret_is_not_shown(env: dict[str, str]) -> None:
+    with pytest.raises(BadConfig, match="control characters") as refusal:
+        load_settings(env=env | {"SHOAL_API_KEY": "sesame\x07"})
+    assert "sesame" not in refusal.value.message
 
 
 def test_settings_that_belong_to_us_cannot_be_set_from_outside(env: dict[str, str]) -> None:

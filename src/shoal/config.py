@@ -26,6 +26,7 @@ HOME_VARIABLE = "SHOAL_HOME"
 Origin = Literal["flag", "variable", "file", "default"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]  # as long as others read it
 
 _AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(%|[kmgt]i?b|[kmgt]|b)", re.IGNORECASE)
 _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -94,7 +95,7 @@ class Folders:
 class Settings:
     """Everything that a user may set. `origins` says where each value came from."""
 
-    name: str = ""  # shown to others; two words made from the node id when empty
+    name: Name = ""  # shown to others; two words made from the node id when empty
     mesh: str = "shoal"  # the public mesh to join, unless a ticket says otherwise
     relays: tuple[str, ...] = ()  # ws:// or wss:// URLs; none = an embedded relay
     relay_keep: bool = False  # the embedded relay remembers between runs, on disk
@@ -184,6 +185,8 @@ def checked(name: str, value: Any, place: str) -> Any:
         hint = f"did you mean {near[0]}?" if near else f"known settings: {known}"
         raise BadConfig(f"{place}: there is no setting {name!r}", hint=hint)
     kind = setting_types()[name]
+    if isinstance(value, str) and not value.isprintable():
+        raise BadConfig(f"{place}: {name} holds control characters", hint="write it on one line")
     if name == "relays" and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:
