@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -11,7 +13,7 @@ import pytest
 
 from shoal.engine.request import Sampling
 from shoal.engine.thread import EngineThread
-from shoal.errors import NoRoute, StageLost
+from shoal.errors import InvalidRequest, NoRoute, StageLost
 from shoal.events import Event
 from shoal.identity import Identity
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
@@ -196,3 +198,33 @@ async def test_a_stage_taken_out_of_service_hands_its_sessions_on(checkpoint: Ch
             if len(got) == 8:
                 mesh.members[1].serving.stop()
         assert got == await unsplit(checkpoint)
+
+
+async def test_a_stage_taken_out_of_service_in_mid_forward_leaves_the_memory(
+    checkpoint: Checkpoint,
+) -> None:
+    async with mesh_of(checkpoint, "0:4") as mesh:
+        (member,) = mesh.members
+        stream = ask(member)
+        worker = weakref.ref(member.pipeline.workers[0])
+
+        def computing() -> bool:
+            held = worker()
+            return held is not None and any(
+                each.computing for each in held.sessions._sessions.values()
+            )
+
+        await until(computing)
+        member.serving.stop()
+        await stream.aclose()
+        await until(lambda: gc.collect() >= 0 and worker() is None)
+
+
+async def test_layers_that_the_model_lacks_are_refused_before_anybody_hears_of_them(
+    checkpoint: Checkpoint,
+) -> None:
+    async with mesh_of(checkpoint, "") as mesh:
+        serving = mesh.members[0].serving
+        with pytest.raises(InvalidRequest, match="has 4 layers, not 9"):
+            await serving.serve(checkpoint, Slice(0, 9), 0.001, pinned=True)
+        assert serving.offers() == ()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from ..bus import StageOffer
 from ..engine.pages import PagePool
 from ..engine.rows import Row
-from ..errors import EngineMissing, NoCapacity
+from ..errors import EngineMissing, InvalidRequest, NoCapacity
 from ..events import Emit, StageChanged
 from ..models.checkpoint import Checkpoint
 from ..transport import Links
@@ -154,7 +154,13 @@ class Serving:
         """Load a slice and put it into service. `layer_seconds` is a guess until it is measured.
 
         A slice of the same model that we held serves until then, and its sessions find another way.
+        Raises InvalidRequest for layers that the model does not have.
         """
+        if layers.stop > checkpoint.layers:
+            raise InvalidRequest(
+                f"{checkpoint.name} has {checkpoint.layers} layers, not {layers.stop}",
+                hint=f"--layers A:B, with B up to {checkpoint.layers}",
+            )
         model = checkpoint.model_id
         before = self._served.get(model)
         compute = compute_class(checkpoint, self._config)
@@ -242,6 +248,8 @@ class Serving:
         self._changed()
 
     def _forget(self, model: str, state: str) -> None:
-        served = self._served.pop(model)
+        served = self._served.pop(model, None)
+        if served is None:  # stopped while it was loading
+            return
         self._emit(StageChanged(served.checkpoint.model_id, served.layers, state))
         self._changed()

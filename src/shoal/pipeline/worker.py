@@ -179,14 +179,19 @@ class StageWorker:
     # ---- the loop
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as self._tasks:
-            while True:
-                rows = self._batcher.take(self.sessions.sending_to(self._congested))
-                if not rows:
-                    self._ready.clear()
-                    await self._ready.wait()
-                    continue
-                await self._step(rows)
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while True:
+                    rows = self._batcher.take(self.sessions.sending_to(self._congested))
+                    if not rows:
+                        self._ready.clear()
+                        await self._ready.wait()
+                        continue
+                    await self._step(rows)
+        finally:  # a timer would keep us, and the weights with us
+            for timer in (self._timer, self._idle_timer):
+                if timer is not None:
+                    timer.cancel()
 
     async def _step(self, rows: Sequence[Row]) -> None:
         self.sessions.begin(rows)
