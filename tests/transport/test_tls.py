@@ -418,3 +418,16 @@ def test_a_certificate_without_an_ed25519_key_is_refused() -> None:
 
     with pytest.raises(BadProof, match="cannot be read"):
         presented_key(Shown())  # type: ignore[arg-type]
+
+
+async def test_no_more_addresses_are_announced_than_anybody_dials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bridges = [f"10.0.{number}.1" for number in range(40)]  # a machine full of containers
+    monkeypatch.setattr("shoal.transport.tls.reachable_hosts", lambda bound: bridges)
+    carrier = TlsCarrier(AMBER, TlsConfig(host="127.0.0.1"))
+    try:
+        found = await carrier.listen(lambda link: None, lambda node: True, lambda node, fault: None)
+    finally:
+        await carrier.aclose()
+    assert [address.partition(":")[0] for address in found] == bridges[:8]

@@ -32,7 +32,7 @@ from .race import first_success
 from .tls_wire import TlsWire
 
 _SHUTDOWN_S = 1.0
-_MAX_ADDRESSES = 8  # of one contact
+_MAX_ADDRESSES = 8  # of one node: of more, nobody would dial the rest
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -73,7 +73,8 @@ class TlsCarrier:
             partial(_Doorstep, welcome), sock=listening, backlog=512
         )
         port = listening.getsockname()[1]
-        return tuple(format_address(host, port) for host in reachable_hosts(self._config.host))
+        hosts = reachable_hosts(self._config.host)[:_MAX_ADDRESSES]
+        return tuple(format_address(host, port) for host in hosts)
 
     async def dial(self, contact: Contact) -> Link:
         places = [parse_address(address) for address in contact.addresses]
