@@ -36,10 +36,6 @@ class Slice(msgspec.Struct, frozen=True, order=True, array_like=True):
     def __str__(self) -> str:
         return f"{self.start}:{self.stop}"
 
-    def covers(self, other: Slice) -> bool:
-        """True when every layer of `other` is one of ours."""
-        return self.start <= other.start and other.stop <= self.stop
-
     @classmethod
     def parse(cls, text: str) -> Slice:
         """Read ``"4:8"``. Raises InvalidRequest with the expected form."""

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 import torch
 
-from shoal.hardware import Capability, Device, measure
+from shoal.hardware import Capability, Device, detect
 from shoal.hardware.capability import Rates
 from shoal.hardware.measurement import measure_rates
 from shoal.hardware.probe import find_torch
@@ -15,7 +15,7 @@ HERE = Capability(devices=(Device("cpu", "here", 1 << 30),), free_memory_bytes=1
 
 def test_rates_are_measured_within_the_time_given() -> None:
     started = time.perf_counter()
-    found = measure(budget_s=0.4)
+    found = measure_rates(detect(), budget_s=0.4)
     assert time.perf_counter() - started < 2.0
     assert found.memory_bytes_per_s > 1e7
     assert min(found.f32_flops, found.bf16_flops, found.int8_ops) > 1e6

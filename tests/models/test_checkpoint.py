@@ -38,7 +38,6 @@ def test_a_folder_tells_what_placement_and_gateway_need(folder_of: FolderOf) -> 
     assert (checkpoint.model_type, checkpoint.layers, checkpoint.hidden_size) == ("llama", 4, 64)
     assert (checkpoint.vocab_size, checkpoint.context_length) == (211, 512)
     assert checkpoint.dtype == "f32"
-    assert checkpoint.eos_ids == (2,)
     assert len(checkpoint.model_id) == 16
 
 
@@ -86,12 +85,6 @@ def test_other_weights_or_another_tokenizer_are_another_model(copy: Path, where:
             file.seek(info.offset)
             file.write(b"\x01\x02\x03\x04")
     assert open_checkpoint(str(copy)).model_id != before.model_id
-
-
-def test_every_way_to_end_a_text_is_known(copy: Path) -> None:
-    change_config(copy, eos_token_id=[7, 5])
-    (copy / "generation_config.json").write_text('{"eos_token_id": 9}')
-    assert open_checkpoint(str(copy)).eos_ids == (5, 7, 9)
 
 
 def test_a_context_ends_where_the_rotary_scaling_would_switch(copy: Path) -> None:

@@ -22,7 +22,6 @@ from shoal.models.int8_product import (
 )
 from shoal.models.quant import (
     Int8Linear,
-    exact_8bit,
     quantise_linears,
     quantise_rows,
     quantise_weight,
@@ -127,7 +126,7 @@ def test_the_bits_are_those_of_integers_for_any_shape(
 def test_the_integer_product_of_cuda_is_called_so_that_it_is_exact(rows: int) -> None:
     codes, _ = quantise_rows(noise(rows, 64))
     weights, _ = quantise_weight(noise(24, 64, seed=3))
-    if not exact_8bit():
+    if not is_exact(OneCall):
         codes = codes.clamp(96, 160)  # small enough not to saturate
     assert torch.equal(by_int_mm(codes, weights).double(), by_float64(codes, weights))
 
@@ -166,7 +165,7 @@ def test_without_the_kernel_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatc
     try:
         fallback = Int8Linear(layer)
         assert isinstance(fallback.product, AnyDevice)
-        assert not exact_8bit()
+        assert not is_exact(OneCall)
         assert torch.equal(fallback(x), expected)
     finally:
         is_exact.cache_clear()

@@ -180,7 +180,7 @@ def test_a_folder_opens_with_its_special_tokens_and_all_ends_of_text(
 
 def test_a_folder_with_nothing_but_the_tokenizer_opens(folder: Callable[..., Path]) -> None:
     tokenizer = Tokenizer.open(folder())
-    assert (tokenizer.eos_ids, tokenizer.has_chat_template) == ((), False)
+    assert tokenizer.eos_ids == ()
     assert Tokenizer.open(folder(config={"eos_token_id": 9})).eos_ids == (9,)
 
 

@@ -10,6 +10,5 @@ Start reading at `capability.py`.
 from .cache import load_or_measure
 from .capability import Capability, Device
 from .detection import detect
-from .measurement import measure
 
-__all__ = ["Capability", "Device", "detect", "load_or_measure", "measure"]
+__all__ = ["Capability", "Device", "detect", "load_or_measure"]

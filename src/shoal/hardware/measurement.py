@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 from .capability import Capability, Device, Rates
-from .detection import detect
 from .probe import attempt, find_torch
 
 Work = Callable[[], object]
@@ -22,14 +21,11 @@ LARGEST_GPU_MATRIX = 8192
 BUFFER_BYTES, GPU_BUFFER_BYTES = 256 << 20, 1 << 30  # more than caches hold
 
 
-def measure(budget_s: float = 1.5) -> Capability:
-    """Detect, then measure `devices[0]` for about `budget_s`, not counting the import of torch."""
-    found = detect()
-    return found.with_rates(measure_rates(found, budget_s))
-
-
 def measure_rates(found: Capability, budget_s: float = 1.5) -> Rates:
-    """Four probes share the time evenly; one that the device cannot do leaves 0.0."""
+    """Measure `devices[0]` for about `budget_s`, not counting the import of torch.
+
+    Four probes share the time evenly; one that the device cannot do leaves 0.0.
+    """
     torch = find_torch()
     if torch is None or not found.devices:
         return Rates()

@@ -109,15 +109,6 @@ class Checkpoint:
             return min(limit, int(rope.get("original_max_position_embeddings", original) or limit))
         return limit
 
-    @cached_property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Every id that ends a text, from `config.json` and `generation_config.json`."""
-        generation = _read_json(self.folder / "generation_config.json", missing={})
-        found: set[int] = set()
-        for value in (self.config.get("eos_token_id"), generation.get("eos_token_id")):
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
-        return tuple(sorted(found))
-
     def own(self, layers: Slice) -> dict[str, TensorInfo]:
         """The tensors that a stage with these layers needs; the ends of the model bring embedding
         and head.
@@ -244,10 +235,8 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        if missing is not None:
-            return missing
         raise ModelNotFound(
             f"{path.parent} has no {path.name}", hint="give a folder in Hugging Face form"
         )

@@ -102,11 +102,6 @@ def is_exact(way: type[Product]) -> bool:
         return False
 
 
-def exact_8bit() -> bool:
-    """Does this processor add 8-bit products without saturation?"""
-    return is_exact(OneCall)
-
-
 def _agrees(way: Any, rows: int, inputs: int, outputs: int) -> bool:
     """Compare with 64-bit integers where it is hardest: codes and weights at their largest."""
     codes = torch.full((rows, inputs), 255, dtype=torch.uint8)

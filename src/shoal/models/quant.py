@@ -15,9 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .int8_product import ZERO, Product, exact_8bit, product_for
-
-__all__ = ["Int8Linear", "exact_8bit", "quantise_linears"]
+from .int8_product import ZERO, Product, product_for
 
 LARGEST = 127
 TINIEST = 1e-12  # a row of zeros gets this scale instead of a division by zero

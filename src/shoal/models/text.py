@@ -63,10 +63,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._inner.get_vocab_size()
 
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self._templates)
-
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids. Rendered chats bring their special tokens along: `add_special=False`."""
         try:

@@ -145,9 +145,6 @@ class Serving:
     def slices(self) -> list[Served]:
         return list(self._served.values())
 
-    def held(self, model: str) -> Served | None:
-        return self._served.get(model)
-
     async def serve(
         self, checkpoint: Checkpoint, layers: Slice, layer_seconds: float, *, pinned: bool
     ) -> None:

@@ -7,7 +7,7 @@ Start reading at `links.py`; the wire format is in `frames.py`.
 """
 
 from .base import Carrier, Contact, Link
-from .frames import CONTROL, PIPELINE, Bytes, Frame, FrameLimits
+from .frames import CONTROL, Bytes, Frame, FrameLimits
 from .heartbeat import HeartbeatConfig
 from .link import LinkConfig
 from .links import Links, LinksConfig
@@ -17,7 +17,6 @@ from .tls import TlsCarrier, TlsConfig
 
 __all__ = [
     "CONTROL",
-    "PIPELINE",
     "Bytes",
     "Carrier",
     "Contact",

@@ -17,7 +17,6 @@ from ..errors import BadFrame, FrameTooLarge
 
 VERSION = 1
 CONTROL = 0  # the channel of the transport itself
-PIPELINE = 1
 
 _PREFIX = struct.Struct(">IBBI")
 _COUNTED = _PREFIX.size - 4  # what the length field counts beside header and body
