@@ -21,14 +21,14 @@ START_S = 600.0
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> None:
-    """A checkpoint with random bf16 weights and a tokenizer in which each byte is a token."""
+    """A checkpoint with random bf16 weights and a tokenizer in which each id is a word."""
     from shoal.models.random_checkpoint import write_random_checkpoint
 
     write_random_checkpoint(config, folder, dtype="bfloat16", shard="2GB")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: at for at, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    words = {f"t{token}": token for token in range(config["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Metaspace(replacement=" ", prepend_scheme="never")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -83,7 +83,6 @@ def complete(api: str, model: str, prompt: Sequence[int], tokens: int) -> tuple[
         "temperature": 0,
         "stream": True,
         "ignore_eos": True,
-        "logprobs": 0,  # one event a token, even while its text is not complete
     }
     request = Request(  # noqa: S310 - our own node
         f"{api}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -94,4 +93,5 @@ def complete(api: str, model: str, prompt: Sequence[int], tokens: int) -> tuple[
         for line in answer:
             if line.startswith(b"data: {"):
                 came.append(time.perf_counter())
+    assert len(came) >= tokens, f"{len(came)} events for {tokens} tokens"
     return came[0] - started, came[:tokens]

@@ -67,7 +67,7 @@ class MeshBackend:
             known = ", ".join(names) or "none yet"
             raise ModelNotFound(
                 f"there is no model {name!r} in this mesh; models: {known}",
-                hint="start one with: shoal up --model MODEL",
+                hint=f"shoal up --model {name} on this machine or another",
             )
         return self._served(name)
 

@@ -24,7 +24,7 @@ from ..bus.nostr import NostrBus
 from ..bus.relay import EmbeddedRelay
 from ..config import parse_memory
 from ..engine.thread import EngineThread
-from ..errors import LinkClosed, NoCapacity, ShoalError
+from ..errors import BadConfig, LinkClosed, NoCapacity, ShoalError
 from ..events import EventHub
 from ..hardware import detect, load_or_measure
 from ..identity import Ticket, load_or_create
@@ -41,6 +41,7 @@ from .config import NodeConfig
 from .router import Router
 
 PUBLIC_SHARE = 0.75  # of our pages for one stranger: whoever comes next finds some
+RELAY_PORT = 7471  # tried first, so that a ticket still holds after a restart
 LEAVE_S = 10.0  # how long running sessions may take when we leave
 RECONNECT_S = 2.0  # a lost neighbour is given so long before it counts as gone
 SETTLE_S = 0.5  # between a change of the view and a move
@@ -123,6 +124,10 @@ class Node:
             return None
         host = config.listen_host or "0.0.0.0"  # noqa: S104 - the mesh has to reach it
         kept = config.folders.relay_dir if config.relay_keep else None
+        if config.relay_port is None:
+            with contextlib.suppress(BadConfig):  # taken: another node runs on this machine
+                usual = EmbeddedRelay(host=host, port=RELAY_PORT, database=kept)
+                return await stack.enter_async_context(usual)
         return await stack.enter_async_context(
             EmbeddedRelay(host=host, port=config.relay_port or 0, database=kept)
         )
