@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ModelNotFound, ShoalError
@@ -24,9 +25,13 @@ class Catalogue:
 
     def add(self, name_or_path: str) -> Checkpoint:
         """What our own user asked for: a folder, a hub id (downloaded when needed) or the built-in
-        model.
+        model. Call it in a thread: the tokenizer is read with it, and a large one takes a third of
+        a second or more, as long as neighbours wait for a heartbeat.
         """
-        return self._keep(open_checkpoint(name_or_path))
+        checkpoint = self._keep(open_checkpoint(name_or_path))
+        with suppress(ShoalError):  # layers can be served without one; who asks for it is told
+            self.tokenizer(checkpoint)
+        return checkpoint
 
     def known(self, name: str) -> Checkpoint | None:
         """The checkpoint of this name when its files are here, else None."""
