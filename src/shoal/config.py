@@ -1,7 +1,7 @@
 """Settings and folders. Flag beats `SHOAL_*` variable beats `config.toml` beats default.
 
 One name everywhere: setting `api_port`, variable `SHOAL_API_PORT`, `api_port = ...` in the file.
-Only `cli/` and `node.py` ask here; everything deeper takes arguments.
+Only `cli/` and `node/` ask here; everything deeper takes arguments.
 """
 
 from __future__ import annotations

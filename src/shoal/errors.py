@@ -1,4 +1,4 @@
-"""Every error that shoal raises on purpose.
+"""Every error that shoal raises on purpose, but for two that only HTTP knows (`api/failures.py`).
 
 ShoalError(message, hint)            caught in cli/ and api/; the hint is the line "try: ..."
 ├─ LocalError                        ours: raise, punish nobody

@@ -1,4 +1,4 @@
-"""What the front door needs from the rest of the house; `node.py` hands in something like it."""
+"""What the front door needs from the rest of the house; `node/backend.py` is it."""
 
 from __future__ import annotations
 

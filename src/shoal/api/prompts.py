@@ -18,9 +18,12 @@ _Result = TypeVar("_Result")
 
 
 def tokenizer_of(model: ServedModel) -> Tokenizer:
-    """Raises NoRoute while this gateway cannot turn the model's tokens into text."""
+    """Raises NoRoute when this gateway cannot turn the model's tokens into text."""
     if model.tokenizer is None:
-        raise NoRoute(f"the tokenizer of {model.id} has not reached this node yet")
+        raise NoRoute(
+            f"the files of {model.id} are not on this node, which cannot read text without them",
+            hint=f"ask a node that serves it, or: shoal up --model {model.id}",
+        )
     return model.tokenizer
 
 

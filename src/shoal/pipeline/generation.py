@@ -66,7 +66,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class FindRoute:
-    """Ask for a route around `avoid` and call `route` with it, or `fail` when there is none."""
+    """Ask for a route around `avoid`; call `route` with it, or `no_route` when there is none."""
 
     avoid: frozenset[NodeId]
 

@@ -4,7 +4,7 @@ Pure functions of what a node knows about the mesh: no clock, no chance, no sock
 the same functions on its own view and carries out only its own part; there is no scheduler.
 
 Knows: layers and their bytes, what fits where, who holds what, how long a token takes on a route.
-Does not know: announcements, checkpoints, links, torch. `node.py` translates those into `model.py`.
+Does not know: announcements, checkpoints, links, torch. `node/` translates those into `model.py`.
 Start reading at `decide.py` (joining) and `routes.py` (serving).
 """
 
