@@ -205,7 +205,7 @@ async def test_a_stage_taken_out_of_service_in_mid_forward_leaves_the_memory(
 ) -> None:
     async with mesh_of(checkpoint, "0:4") as mesh:
         (member,) = mesh.members
-        stream = ask(member)
+        stream = ask(member, Sampling(temperature=0, max_tokens=400))  # long enough to be caught
         worker = weakref.ref(member.pipeline.workers[0])
 
         def computing() -> bool:
