@@ -8,7 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import httpx
 
 HERE = Path(__file__).parent
 NODE = ["up", "--json", "--exit-with-parent", "--no-lan", "--port", "0", "--listen", "127.0.0.1:0"]
@@ -26,6 +29,8 @@ def main() -> None:
         assert node.stdout
         try:
             api = json.loads(node.stdout.readline())["api"]
+            while httpx.get(f"{api}/health").status_code != 200:  # its layers still load
+                time.sleep(0.2)
             for example in sorted(HERE.glob("*.py")):
                 if example.name != Path(__file__).name:
                     print(f"-- {example.name}", flush=True)
