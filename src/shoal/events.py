@@ -52,7 +52,7 @@ class PeerFault(msgspec.Struct, frozen=True, tag=True):
 
 
 class StageChanged(msgspec.Struct, frozen=True, tag=True):
-    """Our own slice of a model: loading, serving, failed or left."""
+    """Our own slice of a model: joining, serving, draining, failed or left."""
 
     model: ModelId
     layers: Slice
@@ -90,7 +90,7 @@ class FirstToken(msgspec.Struct, frozen=True, tag=True):
 
 
 class RouteTaken(msgspec.Struct, frozen=True, tag=True):
-    """A session got its route; `attempt` counts from 1, more than 1 means a recovery."""
+    """A session got its route. `attempt` counts from 1; earlier ones were refused or lost."""
 
     session: SessionId
     route: tuple[tuple[NodeId, Slice], ...]

@@ -135,7 +135,8 @@ class PagedKv(_AsCache):
             }
         except RuntimeError as error:
             raise NoCapacity(
-                f"no memory for {pages * page_size} tokens of KV cache: {error}"
+                f"no memory for {pages * page_size} tokens of KV cache: {error}",
+                hint="ask for fewer with --kv-tokens, or allow less with --memory",
             ) from None
         self._plan: StepPlan
         self._newest: tuple[Tensor | None, int] = (None, -1)  # keys just cached, and their layer

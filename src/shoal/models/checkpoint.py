@@ -140,7 +140,10 @@ class Checkpoint:
         files = {info.file for info in self.own(layers).values()}
         missing = sorted(name for name in files if not (self.folder / name).exists())
         if missing and not self.source:
-            raise ModelNotFound(f"{self.name} lacks {', '.join(missing)} in {self.folder}")
+            raise ModelNotFound(
+                f"{self.name} lacks {', '.join(missing)} in {self.folder}",
+                hint="copy what is missing there",
+            )
         if missing:
             hub.fetch(self.source, missing, revision=self.folder.name)
             for name in missing:
