@@ -183,6 +183,6 @@ def split_listen(address: str | None) -> tuple[str | None, int | None]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise InvalidRequest(
             f"{address!r} is no address to listen on",
-            hint="write HOST:PORT, such as --listen 0.0.0.0:7471",
+            hint="write HOST:PORT, such as --listen 0.0.0.0:7472",
         )
     return host.removeprefix("[").removesuffix("]"), int(port)
