@@ -24,7 +24,9 @@ def offer(layers: str, **changes: object) -> StageOffer:
 
 
 def router(*offers: tuple[NodeId, StageOffer], doubtful: frozenset[NodeId] = frozenset()) -> Router:
-    return Router(AMBER.node, Catalogue(), lambda: iter(offers), lambda: doubtful)
+    catalogue = Catalogue()
+    catalogue.known("shoal-tiny")  # as the node does, off its event loop
+    return Router(AMBER.node, catalogue, lambda: iter(offers), lambda: doubtful)
 
 
 def test_a_route_goes_over_those_who_hold_the_layers() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.engine.request import Sampled, Sampling, TokenLogprob
-from shoal.errors import BadMessage, LinkClosed, NoCapacity, Overloaded, PeerError, StageLost
+from shoal.errors import BadMessage, LinkClosed, Overloaded, PeerError, PromptTooLong, StageLost
 from shoal.pipeline import Plan, Request, Stop
 from shoal.pipeline.messages import (
     CHANNEL,
@@ -485,7 +485,7 @@ async def test_a_refusal_costs_one_route_and_not_the_request(reason: str) -> Non
             node.receive(MALLORY, Refused(stream.live, reason, "no \x1b[31mroom"))
             if reason == "never":
                 break
-        with pytest.raises((NoCapacity, Overloaded), match=r"no \[31mroom"):
+        with pytest.raises((PromptTooLong, Overloaded), match=r"no \[31mroom"):
             await stream.opened()
         assert MALLORY in stream.generation.avoid
 

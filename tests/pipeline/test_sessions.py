@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from shoal.errors import NoCapacity, StageLost
+from shoal.errors import PromptTooLong, StageLost
 from shoal.pipeline.messages import Lost, RowEntry
 from shoal.pipeline.stage import Drop, Send
 from shoal.units import NodeId, SessionId, Slice
@@ -76,7 +76,7 @@ def test_a_session_that_never_fits_is_refused_with_the_reason() -> None:
     run_out(mesh)
     finish = mesh.finished[0]
     assert finish is not None
-    assert isinstance(finish.error, NoCapacity)
+    assert isinstance(finish.error, PromptTooLong)
     assert_all_pages_are_back(mesh)
 
 

@@ -33,13 +33,20 @@ class Catalogue:
             self.tokenizer(checkpoint)
         return checkpoint
 
+    def get(self, name: str) -> Checkpoint | None:
+        """The checkpoint of this name if it was opened already: no file is touched."""
+        return self._open.get(name)
+
     def known(self, name: str) -> Checkpoint | None:
-        """The checkpoint of this name when its files are here, else None."""
+        """The checkpoint of this name when its files are here, else None. Call it in a thread."""
         if name not in self._open and name not in self._absent:
             try:
                 if name != BUILTIN and not (is_hub_id(name) and is_cached(name)):
                     raise ModelNotFound(f"{name} is not on this machine")
-                self._keep(open_checkpoint(name, download=False))
+                checkpoint = open_checkpoint(name, download=False)
+                with suppress(ShoalError):
+                    self.tokenizer(checkpoint)
+                self._keep(checkpoint)
             except ShoalError:
                 if len(self._absent) >= MAX_ABSENT:
                     self._absent.clear()  # looking again costs little, and names come without end

@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Self
@@ -66,6 +66,7 @@ class Node:
         self._model: Checkpoint | None = None  # the one we serve, or mean to
         self._chance = random.Random()
         self._view_changed = asyncio.Event()
+        self._models_changed = asyncio.Event()
         self._serving_done: asyncio.Future[None]
         self._failed: asyncio.Future[None]
 
@@ -108,14 +109,16 @@ class Node:
             chance=self._chance,
         )
         self.membership.on_change(self._view_changed.set)
+        self.membership.on_change(self._models_changed.set)
         await self._start_pipeline(stack)
         self._tasks = await stack.enter_async_context(_Background())
         await stack.enter_async_context(self.bus)
         await self._start_lan(stack)
         self._tasks.start(self.membership.run(), self._failed)
-        stack.push_async_callback(self._leave)
+        self._tasks.start(self._open_announced_models(), self._failed)
         await self._start_api(stack)
         self._tasks.start(self._keep_serving(), self._failed)
+        stack.push_async_callback(self._leave)
 
     async def _start_relay(self, stack: AsyncExitStack) -> EmbeddedRelay | None:
         """Ours runs when asked for, or when there is no other."""
@@ -205,7 +208,9 @@ class Node:
         stack.callback(runtime.unlink, missing_ok=True)
 
     async def _leave(self) -> None:
-        """Goodbye first, so that nobody plans with us; then what runs here may end in peace."""
+        """Goodbye first, so that nobody plans with us; then what runs here may end in peace: the
+        sessions on our stages and the answers of our own clients.
+        """
         self.serving.drain()
         with contextlib.suppress(ShoalError):
             await self.membership.leave()
@@ -223,8 +228,7 @@ class Node:
     @property
     def relay_url(self) -> str | None:
         """Of the embedded relay, as this machine reaches it."""
-        host = self.config.listen_host or "127.0.0.1"
-        return f"ws://{host}:{self.relay.port}" if self.relay else None
+        return self.relay.url if self.relay else None
 
     def ticket(self) -> Ticket:
         """What another machine needs to join."""
@@ -342,7 +346,10 @@ class Node:
         try:
             if self.config.serve:
                 await self._serve_first()
-        except ShoalError as error:
+        except asyncio.CancelledError:
+            self._serving_done.cancel()
+            raise
+        except BaseException as error:
             self._serving_done.set_exception(error)
             self._serving_done.exception()  # whoever waits gets it; without a waiter it is no news
             raise
@@ -363,7 +370,8 @@ class Node:
             self.membership.changed()  # say what we could serve, and hear what the others do
             await asyncio.sleep(FIRST_VIEW_S)
         if self._model is None:
-            self._model = self._wanted_model()
+            names = self.router.model_names() or [BUILTIN]
+            self._model = await asyncio.to_thread(self._first_known, names)
         if self._model is None:
             return
         layers = config.layers or await self._choice(self._model)
@@ -374,15 +382,20 @@ class Node:
             )
         await self._serve(self._model, layers)
 
-    def _wanted_model(self) -> Checkpoint | None:
-        """What the mesh serves and we have the files of; where it serves nothing, the built-in."""
-        names = self.router.model_names()
-        found = (self._catalogue.known(name) for name in names or [BUILTIN])
-        return next(filter(None, found), None)
+    def _first_known(self, names: Sequence[str]) -> Checkpoint | None:
+        return next(filter(None, map(self._catalogue.known, names)), None)
+
+    async def _open_announced_models(self) -> None:
+        """What the mesh serves and we have the files of: a gateway needs their tokenizers."""
+        while True:
+            await self._models_changed.wait()
+            self._models_changed.clear()
+            for name in self.router.model_names():
+                await asyncio.to_thread(self._catalogue.known, name)
 
     def models_not_here(self) -> list[str]:
         """What the mesh serves and this machine lacks the files of: it can neither help nor ask."""
-        return [name for name in self.router.model_names() if not self._catalogue.known(name)]
+        return [name for name in self.router.model_names() if not self._catalogue.get(name)]
 
     async def _choice(self, model: Checkpoint) -> Slice | None:
         """By the view of now; off the event loop, since a plan may take a tenth of a second."""
@@ -397,6 +410,7 @@ class Node:
 
     async def _follow_the_mesh(self) -> None:
         """Move when the mesh has a hole that we can fill; a wait lets the view settle first."""
+        useless: set[Slice] = set()  # could not be loaded: trying again would not help
         while True:
             self._view_changed.clear()
             await self._view_changed.wait()
@@ -404,9 +418,12 @@ class Node:
             if self._model is None:
                 continue
             layers, held = await self._choice(self._model), self.serving.slices
-            if layers and (not held or held[0].layers != layers):
-                with contextlib.suppress(ShoalError):  # told as an event; we hold what we held
-                    await self._serve(self._model, layers)
+            if layers is None or layers in useless or (held and held[0].layers == layers):
+                continue
+            try:
+                await self._serve(self._model, layers)
+            except ShoalError:  # told as an event
+                useless.add(layers)
 
 
 class _Background:

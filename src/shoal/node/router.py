@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from msgspec.structs import replace
 
 from ..bus import StageOffer
-from ..errors import ModelNotFound, NoRoute
+from ..errors import ModelNotFound, NoRoute, ShoalError
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import Checkpoint
 from ..models.text import Tokenizer
@@ -46,18 +46,23 @@ class Router:
         return sorted(name for name in {*ours, *common} if self._of(name))
 
     def checkpoint(self, name: str) -> Checkpoint | None:
-        return self._catalogue.known(name)
+        return self._catalogue.get(name)
 
     def tokenizer(self, name: str) -> Tokenizer | None:
-        checkpoint = self._catalogue.known(name)
-        return self._catalogue.tokenizer(checkpoint) if checkpoint else None
+        checkpoint = self._catalogue.get(name)
+        if checkpoint is None:
+            return None
+        try:
+            return self._catalogue.tokenizer(checkpoint)
+        except ShoalError:  # layers can be served without one, text cannot
+            return None
 
     def best_offer(self, name: str) -> StageOffer:
         """Any offer of that model, ours first; where we have the files, only of the very same
         model, and we know better how long its context is.
         """
         offers = [offer for _, offer in self._of(name)]
-        checkpoint = self._catalogue.known(name)
+        checkpoint = self._catalogue.get(name)
         if not offers:
             raise ModelNotFound(
                 f"nobody in this mesh serves {name!r}", hint=f"shoal up --model {name}"
@@ -100,7 +105,7 @@ class Router:
             model=name,
         )
         stops = tuple(Stop(hop.node, hop.layers) for hop in route.stages)
-        checkpoint = self._catalogue.known(name)
+        checkpoint = self._catalogue.get(name)
         vocab_size = checkpoint.vocab_size if checkpoint else ANY_TOKEN
         return Plan(first.model, route.compute, stops, vocab_size)
 
@@ -110,7 +115,7 @@ class Router:
         """
         by_node = {node: offer for node, offer in self._offers() if offer.model_name == name}
         offers = list(by_node.items())  # one slice of a model a node: more would be a lie
-        if checkpoint := self._catalogue.known(name):
+        if checkpoint := self._catalogue.get(name):
             wanted = checkpoint.model_id, checkpoint.layers
         elif offers:
             kinds = Counter((offer.model, offer.total_layers) for _, offer in offers)

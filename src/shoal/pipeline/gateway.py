@@ -58,7 +58,7 @@ class Stream:
         return self.generation.plan
 
     async def opened(self) -> Self:
-        """Back once every stage is open. Raises NoRoute, Overloaded, NoCapacity or StageLost
+        """Back once every stage is open. Raises NoRoute, Overloaded, PromptTooLong or StageLost
         otherwise.
         """
         await self.settled.wait()
@@ -70,7 +70,7 @@ class Stream:
         self._arrived.put_nowait(item)
 
     async def __aiter__(self) -> AsyncIterator[Sampled]:
-        """Yields each token once, in order. Raises NoRoute, Overloaded, NoCapacity or StageLost."""
+        """Yields each token once, in order. Raises NoRoute, Overloaded, PromptTooLong or StageLost."""
         while True:
             item = await self._arrived.get()
             if isinstance(item, Finish):
@@ -100,6 +100,8 @@ class Gateway:
         self._config = config or GenerationConfig()
         self._streams: dict[SessionId, Stream] = {}  # by the id of the live session
         self._all: dict[SessionId, Stream] = {}  # by the stream's own id
+        self.idle = asyncio.Event()  # no stream is open
+        self.idle.set()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -108,6 +110,7 @@ class Gateway:
         """Start at once; errors of the start are raised by the first iteration."""
         stream = Stream(self, Generation(request, new_session_id, self._config))
         self._all[stream.id] = stream
+        self.idle.clear()
         self._emit(RequestStarted(stream.id, request.model_name, len(request.prompt_ids)))
         self._arm(stream, self._config.answer_timeout_s)
         self._do(stream, stream.generation.begin())
@@ -203,6 +206,8 @@ class Gateway:
         stream.error = finish.error
         stream.put(finish)
         self._all.pop(stream.id, None)
+        if not self._all:
+            self.idle.set()
         self._listen(stream, None)
         if stream.timer is not None:
             stream.timer.cancel()

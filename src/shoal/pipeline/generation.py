@@ -21,7 +21,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from ..engine.request import Sampled, Sampling
-from ..errors import NoCapacity, Overloaded, ShoalError, StageLost
+from ..errors import Overloaded, PromptTooLong, ShoalError, StageLost
 from ..units import ModelId, NodeId, SessionId, Slice
 from .messages import Close, Lost, Open, Opened, Refused, TokenEntry, one_line
 
@@ -222,10 +222,11 @@ class Generation:
                 self.patient = True
                 return self._again(frozenset(), why)
             case "never":
-                self._refusal = NoCapacity(
+                self._refusal = PromptTooLong(
                     f"this prompt with max_tokens={self.request.sampling.max_tokens} "
                     f"cannot be held: {why}",
                     hint="ask for fewer max_tokens, or shorten the prompt",
+                    param="max_tokens",
                 )
             case "busy":
                 self.patient = False  # once is enough: the others are asked in passing

@@ -74,9 +74,10 @@ class Pipeline:
         task.cancel()
 
     async def idle(self) -> None:
-        """Back once no stage here has a session."""
+        """Back once no stage here has a session, and no client of our gateway waits."""
         for worker in self.workers:
             await worker.idle.wait()
+        await self.gateway.idle.wait()
 
     # ---- messages
 

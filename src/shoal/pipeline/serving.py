@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
+from ..engine.batcher import BatcherConfig
 from ..engine.pages import PagePool
 from ..engine.rows import Row
 from ..errors import EngineMissing, InvalidRequest, NoCapacity
 from ..events import Emit, StageChanged
 from ..models.checkpoint import Checkpoint
-from ..transport import Links
+from ..transport import FrameLimits, Links
 from ..units import NodeId, SessionId, Slice, readable_bytes
 from .service import Pipeline
 from .stage import StageSessions, StageSessionsConfig
@@ -100,6 +101,14 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
     return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages))
 
 
+def step_tokens(stage: Stage) -> int:
+    """Prompt tokens of one step: as many as fit into one frame beside a row for each session."""
+    row_bytes = stage.model.hidden_size * stage.model.dtype.itemsize
+    usual = BatcherConfig()
+    fit = FrameLimits().max_body_bytes // row_bytes - usual.max_rows
+    return max(1, min(usual.max_tokens, fit))
+
+
 def weight_bytes(model: nn.Module) -> int:
     return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 
@@ -150,7 +159,8 @@ class Serving:
     ) -> None:
         """Load a slice and put it into service. `layer_seconds` is a guess until it is measured.
 
-        A slice of the same model that we held serves until then, and its sessions find another way.
+        A slice of the same model that we held is given up first: there is memory for one, and a
+        node moves only when the mesh has no route anyway.
         Raises InvalidRequest for layers that the model does not have.
         """
         if layers.stop > checkpoint.layers:
@@ -159,7 +169,8 @@ class Serving:
                 hint=f"--layers A:B, with B up to {checkpoint.layers}",
             )
         model = checkpoint.model_id
-        before = self._served.get(model)
+        if model in self._served:
+            self._give_up(model)
         compute = compute_class(checkpoint, self._config)
         self._put(Served(checkpoint, layers, compute, "joining", layer_seconds, pinned))
         try:
@@ -167,11 +178,7 @@ class Serving:
             step_seconds = await self._thread.run(warm_up, stage, self._clock)
         except BaseException:
             self._forget(model, "failed")
-            if before is not None:
-                self._put(before)
             raise
-        if before is not None and before.worker is not None:
-            self._pipeline.stop(before.worker.key)
         worker = self._worker(checkpoint, layers, compute, stage)
         self._pipeline.serve(worker)
         measured = step_seconds / len(layers)
@@ -185,10 +192,8 @@ class Serving:
             self._put(replace(served, state="draining"))
 
     def stop(self) -> None:
-        for model, served in list(self._served.items()):
-            if served.worker is not None:
-                self._pipeline.stop(served.worker.key)
-            self._forget(model, "left")
+        for model in list(self._served):
+            self._give_up(model)
 
     def stages(self) -> list[tuple[StageOffer, StageWorker | None]]:
         return [(self._offer(served), served.worker) for served in self.slices]
@@ -219,6 +224,7 @@ class Serving:
             links=self._links,
             emit=self._emit,
             clock=self._clock,
+            batch=BatcherConfig(max_tokens=step_tokens(stage)),
         )
 
     def _offer(self, served: Served) -> StageOffer:
@@ -243,6 +249,12 @@ class Serving:
         self._served[served.checkpoint.model_id] = served
         self._emit(StageChanged(served.checkpoint.model_id, served.layers, served.state))
         self._changed()
+
+    def _give_up(self, model: str) -> None:
+        worker = self._served[model].worker
+        if worker is not None:
+            self._pipeline.stop(worker.key)
+        self._forget(model, "left")
 
     def _forget(self, model: str, state: str) -> None:
         served = self._served.pop(model, None)

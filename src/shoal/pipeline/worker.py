@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..engine.batcher import Batcher
+from ..engine.batcher import Batcher, BatcherConfig
 from ..engine.rows import Row
 from ..errors import BadMessage, LinkClosed, LocalError, Overloaded
 from ..events import Emit, PagesChanged, StepDone
@@ -55,11 +55,12 @@ class StageWorker:
         links: Links,
         emit: Emit,
         clock: Callable[[], float],
+        batch: BatcherConfig | None = None,
     ) -> None:
         self.key, self.sessions = key, sessions
         self._stage, self._thread, self._links = stage, thread, links
         self._emit, self._clock = emit, clock
-        self._batcher = Batcher()
+        self._batcher = Batcher(batch)
         self._ready = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
