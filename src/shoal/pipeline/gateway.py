@@ -70,7 +70,7 @@ class Stream:
         self._arrived.put_nowait(item)
 
     async def __aiter__(self) -> AsyncIterator[Sampled]:
-        """Yields each token once, in order. Raises NoRoute, Overloaded, PromptTooLong or StageLost."""
+        """Yields each token once, in order. Raises what `opened` raises, or StageLost."""
         while True:
             item = await self._arrived.get()
             if isinstance(item, Finish):
