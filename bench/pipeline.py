@@ -96,8 +96,7 @@ def bare_loop(model: Path, quant: str, threads: int) -> None:
 
 
 def half_loop(model: Path, layers: str, quant: str, threads: int, read: int, write: int) -> None:
-    """One half of the second peer. The first half counts; the last one answers until the pipe ends.
-    """
+    """One half of the second peer. The first counts, the last answers until the pipe ends."""
     import torch
 
     from shoal.engine.rows import Row
