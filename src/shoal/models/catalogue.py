@@ -47,7 +47,7 @@ class Catalogue:
                 with suppress(ShoalError):
                     self.tokenizer(checkpoint)
                 self._keep(checkpoint)
-            except ShoalError:
+            except (ShoalError, OSError):  # also files in our cache that we may not read
                 if len(self._absent) >= MAX_ABSENT:
                     self._absent.clear()  # looking again costs little, and names come without end
                 self._absent.add(name)

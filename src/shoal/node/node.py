@@ -412,8 +412,8 @@ class Node:
         """Move when the mesh has a hole that we can fill; a wait lets the view settle first."""
         useless: set[Slice] = set()  # could not be loaded: trying again would not help
         while True:
-            self._view_changed.clear()
             await self._view_changed.wait()
+            self._view_changed.clear()  # here, so that what changes while we load is not missed
             await asyncio.sleep(SETTLE_S * self._chance.uniform(1, 2))
             if self._model is None:
                 continue
@@ -431,17 +431,24 @@ class _Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def start(self, work: Coroutine[None, None, None], failed: asyncio.Future[None] | None) -> None:
-        """Run `work`; what it raises is put into `failed`, for whoever runs the node."""
+        """Run `work`; what it raises is put into `failed`, for whoever runs the node, or is no
+        news without one. Once the block is left, nothing is started any more.
+        """
+        if self._closed:
+            work.close()
+            return
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(partial(self._done, failed))
