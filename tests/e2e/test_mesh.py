@@ -200,7 +200,10 @@ def stream_text(node: LiveNode, tokens: int, on_chunk=lambda count: None) -> str
 def test_a_stage_may_die_in_mid_stream_and_nobody_notices(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    with live_mesh(tmp_path, ["0:3", "3:6", "6:8", "3:6"]) as nodes:
+    """In the exact class: a replacement computes many tokens at once where the dead stage computed
+    one at a time, and float products of other heights round otherwise.
+    """
+    with live_mesh(tmp_path, ["0:3", "3:6", "6:8", "3:6"], "--quant", "int8") as nodes:
         undisturbed = stream_text(nodes[0], 400)
 
         def kill_the_one_in_use(count: int) -> None:
