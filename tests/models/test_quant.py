@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shoal.models import int8_product
-from shoal.models.int8_product import (
+from shoal.exact import product
+from shoal.exact.product import (
     AnyDevice,
     OneCall,
     Product,
@@ -20,12 +20,8 @@ from shoal.models.int8_product import (
     by_int_mm,
     is_exact,
 )
-from shoal.models.quant import (
-    Int8Linear,
-    quantise_linears,
-    quantise_rows,
-    quantise_weight,
-)
+from shoal.exact.weights import quantise_int8, quantise_rows
+from shoal.models.quant import Int8Linear, quantise_linears
 
 SHAPES = [(576, 192), (577, 131), (2049, 64), (1, 1), (3, 5), (4200, 17)]
 PLACES = [(0, 1), (0, 8), (0, 33), (20, 21), (3, 11), (5, 38)]
@@ -52,10 +48,15 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, seed: int = 1) -> nn
     return layer
 
 
+def parts(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rounded = quantise_int8(weight)
+    return rounded.codes, rounded.scale
+
+
 def from_integers(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """The documented formula, with 64-bit integers."""
     codes, scale = quantise_rows(x.float())
-    weights, weight_scale = quantise_weight(layer.weight.detach())
+    weights, weight_scale = parts(layer.weight.detach())
     total = (codes.long() - 128) @ weights.long().t()
     result = total.float() * weight_scale * scale
     return result if layer.bias is None else result + layer.bias.detach()
@@ -73,7 +74,7 @@ def test_rows_and_weights_are_rounded_to_the_nearest_code() -> None:
     codes, scale = quantise_rows(x)
     assert ((codes.double() - 128) - x.double() / scale).abs().max() < 0.5001
     assert (codes.min(), codes.max()) == (1, 255)
-    weights, weight_scale = quantise_weight(x)
+    weights, weight_scale = parts(x)
     assert (weights.double() - x.double() / weight_scale[:, None]).abs().max() < 0.5001
     assert (weights.abs().amax(1) == 127).all()
 
@@ -98,7 +99,7 @@ def test_every_way_of_multiplying_gives_the_same_bits(
 ) -> None:
     skip_unless_exact(way)
     codes, _ = quantise_rows(noise(9, inputs) * 4)
-    weights, scale = quantise_weight(noise(outputs, inputs, seed=3))
+    weights, scale = parts(noise(outputs, inputs, seed=3))
     expected = ((codes.long() - 128) @ weights.long().t()).float() * scale
     assert torch.equal(way(weights, scale)(codes), expected)  # type: ignore[call-arg]
 
@@ -125,7 +126,7 @@ def test_the_bits_are_those_of_integers_for_any_shape(
 @pytest.mark.parametrize("rows", [1, 16, 17, 40])
 def test_the_integer_product_of_cuda_is_called_so_that_it_is_exact(rows: int) -> None:
     codes, _ = quantise_rows(noise(rows, 64))
-    weights, _ = quantise_weight(noise(24, 64, seed=3))
+    weights, _ = parts(noise(24, 64, seed=3))
     if not is_exact(OneCall):
         codes = codes.clamp(96, 160)  # small enough not to saturate
     assert torch.equal(by_int_mm(codes, weights).double(), by_float64(codes, weights))
@@ -160,11 +161,11 @@ def test_without_the_kernel_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatc
     def missing(*_: object) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qlinear_prepack'")
 
-    monkeypatch.setattr(int8_product, "_packed", missing)
+    monkeypatch.setattr(product, "_packed", missing)
     is_exact.cache_clear()
     try:
         fallback = Int8Linear(layer)
-        assert isinstance(fallback.product, AnyDevice)
+        assert isinstance(fallback.exact.product, AnyDevice)
         assert not is_exact(OneCall)
         assert torch.equal(fallback(x), expected)
     finally:
@@ -254,6 +255,6 @@ def test_large_weights_are_rounded_in_blocks_without_a_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weight = noise(100, 30)
-    whole = quantise_weight(weight)
-    monkeypatch.setattr("shoal.models.quant.ROWS_AT_ONCE", 7)
-    assert all(map(torch.equal, quantise_weight(weight), whole))
+    whole = parts(weight)
+    monkeypatch.setattr("shoal.exact.weights.ROWS_AT_ONCE", 7)
+    assert all(map(torch.equal, parts(weight), whole))

@@ -1,0 +1,113 @@
+"""Weights of a linear layer as small integers: 8 bits each, or 4 bits in groups of 32.
+
+Both are an int8 matrix with one float scale for each output, so that a product with 8-bit
+activations is an integer sum. Of the 4-bit form, a group's scale is a whole multiple of its row's:
+weight[n, k] = table[code[n, k]] * multiplier[n, k // 32] * scale[n].
+
+N outputs · K inputs · G = ceil(K / 32) groups
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .numbers import TINIEST
+
+LARGEST = 127
+GROUP = 32
+LARGEST_CODE, LARGEST_MULTIPLIER = 7, 18  # 7 * 18 is 126: the expanded weights fit 8 bits
+INT4_TABLE = tuple(range(-8, 8))
+FP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, twice its value
+ROWS_AT_ONCE = 4096  # a vocabulary is never held in float32 whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8Weight:
+    """codes (N, K) int8 in -127..127, scale (N,) float32."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int4Weight:
+    """codes (N, K) uint8 in 0..15, multipliers (N, G) uint8 from 1, scale (N,) float32."""
+
+    codes: Tensor
+    multipliers: Tensor
+    scale: Tensor
+    table: tuple[int, ...] = INT4_TABLE
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def expanded(self) -> Int8Weight:
+        """The same matrix with 8 bits a weight."""
+        table = torch.tensor(self.table, dtype=torch.int8)
+        inputs = self.codes.shape[1]
+        multipliers = self.multipliers.to(torch.int8).repeat_interleave(GROUP, 1)[:, :inputs]
+        return Int8Weight(table[self.codes.long()].mul_(multipliers), self.scale)
+
+
+Weight = Int8Weight | Int4Weight
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (M, K) float32 -> codes (M, K) uint8 in 1..255, scale (M, 1); x ~ (codes - 128) * scale."""
+    scale = x.abs().amax(1, keepdim=True).clamp_(min=TINIEST).div_(LARGEST)
+    return (x / scale).add_(128.5).to(torch.uint8), scale  # adding 0.5 and cutting rounds
+
+
+def quantise_int8(weight: Tensor) -> Int8Weight:
+    """weight (N, K) of any float dtype, rounded with one scale for each row."""
+    blocks = [_int8_block(block.float()) for block in torch.split(weight, ROWS_AT_ONCE)]
+    codes, scale = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return Int8Weight(codes, scale)
+
+
+def _int8_block(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scale = weight.abs().amax(1).clamp_(min=TINIEST).div_(LARGEST)
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def quantise_int4(weight: Tensor) -> Int4Weight:
+    """weight (N, K) of any float dtype; each group takes the multiplier with the least error."""
+    blocks = [_int4_block(block.float()) for block in torch.split(weight, ROWS_AT_ONCE)]
+    codes, multipliers, scale = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return Int4Weight(codes, multipliers, scale)
+
+
+def _int4_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = weight.shape[1]
+    groups = pad(weight, (0, -inputs % GROUP)).view(len(weight), -1, GROUP)
+    largest = groups.abs().amax(2)
+    scale = largest.amax(1).clamp_(min=TINIEST).div_(LARGEST_CODE * LARGEST_MULTIPLIER)
+    exact = largest / (LARGEST_CODE * scale[:, None])
+    best_error, multipliers = torch.full_like(exact, torch.inf), torch.ones_like(exact)
+    for shrunk in (1.0, 0.92, 0.85):  # a finer step for all may be worth cutting the largest
+        for rounded in ((exact * shrunk).floor(), (exact * shrunk).ceil()):
+            tried = rounded.clamp_(1, LARGEST_MULTIPLIER)
+            error = _int4_error(groups, tried * scale[:, None])
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            multipliers = torch.where(better, tried, multipliers)
+    codes = _int4_codes(groups, multipliers * scale[:, None]).add_(8).to(torch.uint8)
+    return codes.flatten(1)[:, :inputs].contiguous(), multipliers.to(torch.uint8), scale
+
+
+def _int4_codes(groups: Tensor, steps: Tensor) -> Tensor:
+    return (groups / steps[..., None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
+
+
+def _int4_error(groups: Tensor, steps: Tensor) -> Tensor:
+    """(N, G): the squared error with these steps."""
+    return _int4_codes(groups, steps).mul_(steps[..., None]).sub_(groups).square_().sum(2)
