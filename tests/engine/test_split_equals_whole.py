@@ -46,8 +46,7 @@ def greedy(stages: Sequence[Stage], prompt: Sequence[int], tokens: int) -> list[
             wire = stage.hidden_to_wire(result, [row], [0])
             hidden = stage.hidden_from_wire(bytes(wire), row.count)
             row = Row(row.session, row.start, pages, row.count, hidden=hidden, sampler=state)
-        (chosen,) = stages[-1].step([row]).sampled
-        assert chosen is not None
+        ((chosen,),) = stages[-1].step([row]).sampled
         at, ids = at + len(ids), [chosen.token]
         answer.append(chosen.token)
     return answer

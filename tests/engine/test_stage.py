@@ -32,9 +32,28 @@ def test_only_rows_that_ask_get_a_token(tiny: Tiny) -> None:
     result = stage.step([row(0, [5, 6, 7], ask=True), row(0, [8], pages=(2,))])
     assert result.hidden is None
     asked, silent = result.sampled
-    assert asked is not None
-    assert silent is None
-    assert stage.step([row(3, [9])]).sampled == [None]
+    assert len(asked) == 1
+    assert silent == ()
+    assert stage.step([row(3, [9])]).sampled == [()]
+
+
+def test_a_row_with_a_draft_gives_the_tokens_that_came_one_by_one(tiny: Tiny) -> None:
+    stage, prompt, said = whole(tiny), [5, 6, 7], list[int]()
+    state = SamplerState(Sampling(temperature=0), prompt)
+    ids, at = prompt, 0
+    while len(said) < 5:
+        ((chosen,),) = stage.step(
+            [Row(SessionId("s"), at, (0, 1), len(ids), ids, None, state)]
+        ).sampled
+        at, ids = at + len(ids), [chosen.token]
+        said.append(chosen.token)
+    drafts = ((said[1:4], said[1:5]), ([said[1], 96, said[3]], said[1:3]), ([96], said[1:2]))
+    for draft, expected in drafts:
+        state = SamplerState(Sampling(temperature=0), prompt, said[:1])
+        ids = [said[0], *draft]
+        asked = Row(SessionId("s"), 3, (0, 1), len(ids), ids, None, state, draft)
+        _, chosen = stage.step([row(0, [8], pages=(2,), ask=True), asked]).sampled
+        assert [one.token for one in chosen] == expected
 
 
 def test_the_head_is_not_computed_for_prompts_in_progress(
@@ -46,7 +65,7 @@ def test_the_head_is_not_computed_for_prompts_in_progress(
         raise AssertionError("the head was used")
 
     monkeypatch.setattr(stage.model.model.lm_head, "forward", forbidden)
-    assert stage.step([row(0, [5, 6, 7])]).sampled == [None]
+    assert stage.step([row(0, [5, 6, 7])]).sampled == [()]
 
 
 def test_a_first_stage_hands_on_the_hidden_states_of_all_rows(tiny: Tiny) -> None:
@@ -57,7 +76,7 @@ def test_a_first_stage_hands_on_the_hidden_states_of_all_rows(tiny: Tiny) -> Non
     assert result.hidden is not None
     assert result.hidden.shape == (6, 64)
     assert result.hidden.is_contiguous()
-    assert result.sampled == [None] * 3
+    assert result.sampled == [()] * 3
     some = stage.hidden_from_wire(stage.hidden_to_wire(result, rows, [0, 2]), 5)
     assert torch.equal(some, result.hidden[[0, 1, 2, 4, 5]])
 

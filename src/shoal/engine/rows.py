@@ -19,7 +19,9 @@ class Row:
     """`count` tokens of `session` from position `start`.
 
     A first stage gets `ids`, the others `hidden` (count, E). `pages` are all pages of the session.
-    A `sampler` means: choose the token that follows this row's last one.
+    A `sampler` means: choose the token that follows this row's last one. The last tokens of a row
+    may be a `draft`, a guess: then the tokens that follow the one before it are chosen, as far as
+    it was right and one more.
     """
 
     session: SessionId
@@ -29,6 +31,12 @@ class Row:
     ids: Sequence[int] | None = None
     hidden: Tensor | None = None
     sampler: SamplerState | None = None
+    draft: Sequence[int] = ()
+
+    @property
+    def generates(self) -> bool:
+        """True for the one token of a session that generates, with or without a draft."""
+        return self.count == 1 + len(self.draft)
 
     @property
     def stop(self) -> int:

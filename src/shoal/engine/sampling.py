@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,34 @@ def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Sampled
         if row not in chosen:
             chosen[row] = _sample_row(_cleaned(logits[row]), state)
     return [chosen[row] for row in range(len(states))]
+
+
+def verify(
+    logits: torch.Tensor, states: Sequence[SamplerState], drafts: Sequence[Sequence[int]]
+) -> list[tuple[Sampled, ...]]:
+    """For each state the tokens that `sample` would have chosen one by one: those that its draft
+    foretold, and the first that it did not.
+
+    Logits are (sum of 1 + length of each draft, V): what follows the token before a draft, then
+    what follows each of its tokens. A token depends on nothing but its logits, history and
+    position, so a wrong guess is never chosen and a right one would have been: nothing to reject.
+    """
+    first = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
+    chosen: list[list[Sampled]] = [[] for _ in states]
+    going = list(range(len(states)))
+    while going:
+        lines = [first[row] + len(chosen[row]) for row in going]
+        some = logits if len(lines) == len(logits) else logits[lines]
+        for row, one in zip(going, sample(some, [states[row] for row in going]), strict=True):
+            chosen[row].append(one)
+        going = [row for row in going if _foretold(chosen[row], drafts[row])]
+    return [tuple(each) for each in chosen]
+
+
+def _foretold(chosen: Sequence[Sampled], draft: Sequence[int]) -> bool:
+    """True while the last choice is what the draft says, and the session goes on."""
+    at = len(chosen) - 1
+    return at < len(draft) and chosen[at].token == draft[at] and not chosen[at].finish
 
 
 def uniform(seed: int, position: int) -> float:

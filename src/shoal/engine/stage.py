@@ -2,7 +2,7 @@
 
 One `step` is one ragged forward of everything that is ready, chunks of prompts and single tokens
 together.
-T tokens of this step · E hidden width · R rows to sample · V vocabulary
+T tokens of this step · E hidden width · R positions to sample after · V vocabulary
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .kv import PagedKv, kv_bytes_per_token, kv_layout
 from .plan import StepPlan
 from .request import Sampled
 from .rows import Row
-from .sampling import sample
+from .sampling import verify
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -31,12 +31,12 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`hidden` is (T, E) contiguous, None on a last stage; `sampled[i]` belongs to row i, None
-    where not asked for.
+    """`hidden` is (T, E) contiguous, None on a last stage; `sampled[i]` belongs to row i: one token
+    and those of its draft that were right, () where not asked for.
     """
 
     hidden: Tensor | None
-    sampled: list[Sampled | None]
+    sampled: list[tuple[Sampled, ...]]
 
 
 def pages_for(model: ModelSlice, memory_bytes: int, page_size: int = 16) -> int:
@@ -59,27 +59,32 @@ class Stage:
         """One forward of all rows. Raises ValueError for rows that do not fit their pages or this
         stage.
         """
-        chosen: list[Sampled | None] = [None] * len(rows)
+        chosen: list[tuple[Sampled, ...]] = [()] * len(rows)
         if not self.model.last:
             return StepResult(self._forward(rows, None).contiguous(), chosen)
         asked = [index for index, row in enumerate(rows) if row.sampler is not None]
         logits = self.logits(rows, asked)
         states = [row.sampler for row in rows if row.sampler is not None]
-        for index, one in zip(asked, sample(logits, states) if states else [], strict=True):
-            chosen[index] = one
+        drafts = [rows[index].draft for index in asked]
+        for index, some in zip(asked, verify(logits, states, drafts), strict=True):
+            chosen[index] = some
         return StepResult(None, chosen)
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Row], asked: Sequence[int]) -> Tensor:
         """One forward on a last stage; returns float32 (R, V), what follows the last token of each
-        row asked for.
+        row asked for; of a row with a draft, the token before it and all of its tokens.
         """
         if not asked:  # prompts in progress: the head is not needed
             self._forward(rows, None)
             return torch.empty(0, self.model.vocab_size)
         ends = list(accumulate(row.count for row in rows))
-        wanted = torch.tensor([ends[index] - 1 for index in asked], device=self.model.device)
-        return self._forward(rows, wanted).float()
+        lines = [
+            line
+            for index in asked
+            for line in range(ends[index] - 1 - len(rows[index].draft), ends[index])
+        ]
+        return self._forward(rows, torch.tensor(lines, device=self.model.device)).float()
 
     def _forward(self, rows: Sequence[Row], wanted: Tensor | None) -> Tensor:
         plan = StepPlan.of(rows, self.config.page_size, self.model.device)

@@ -220,7 +220,8 @@ class StageWorker:
         self._do(self.sessions.finish(rows, [None] * len(rows), now))
 
     async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
-        out = self.sessions.finish(rows, result.sampled, self._clock())
+        sampled = [each[0] if each else None for each in result.sampled]
+        out = self.sessions.finish(rows, sampled, self._clock())
         hops: set[NodeId] = set()
         rest: list[Instruction] = []
         for instruction in out:
