@@ -1,15 +1,16 @@
-"""Attention of one row over its own context, in the exact class.
+"""Attention over cached tokens in the exact class.
 
 Queries, keys and values are rounded to 12 bits with a scale for each token and head, the weights of
 128 neighbouring tokens to 13 bits with a scale of their own. Products are summed as integers; the
 sums of the blocks are added in the order of positions. So a token's result depends on nothing but
-its query and its context: not on how the prompt was cut, on the batch, on threads or pages.
+its query and its context: not on how the prompt was cut, on the batch, on padding, threads or
+pages.
 
-N new tokens of one row · S tokens of context, from position `first` · B blocks of 128 positions
-H heads · K kv heads · G = H / K · D width of queries and keys · W of values
+B rows (requests) of N new tokens each · S places for tokens of context, padding included
+C = S / 128 blocks · H heads · K kv heads · G = H / K · D width of queries and keys · W of values
 """
 
-# ruff: noqa: N803 - the letters at the end of a tensor's name are its axes
+# ruff: noqa: N803, N806 - the letters at the end of a tensor's name are its axes
 
 from __future__ import annotations
 
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .numbers import exp, round_rows, tanh
 
@@ -25,7 +25,8 @@ BLOCK = 128  # tokens: 8191 * 2047 * 128 < 2**31
 WEIGHT_LIMIT = 8191
 SMALLEST_WEIGHT = 1e-20  # of the largest in a context; blocks of less count as nothing
 ONE = 2.0**24  # the sum of weights is counted in these parts
-MOST_SCORES = 1 << 22  # at a time, in the plain form
+MOST_TERMS = 256  # 32 * 2047 * 256 and 64 * 2047 * 128 are below 2**24
+MOST_SCORES = 1 << 22  # at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,83 +41,98 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What one row may look at: keys (S, K, D) and values (S, K, W) as int16 codes, and their
-    scales (S, K) float32. The first of them is at position `first`.
+    """Cached tokens from position `first` (B,) on, multiples of 128, as is S.
+
+    keys (B, S, K, D), values (B, S, K, W): int16 codes; their scales (B, S, K) float32. What lies
+    behind a row's newest token is not read.
     """
 
-    first: int
+    first: Tensor
     keys: Tensor
     key_scale: Tensor
     values: Tensor
     value_scale: Tensor
 
 
-def attend(q_NHD: Tensor, start: int, context: Context, how: Scores) -> Tensor:
-    """(N, H, W) float32 for queries (N, H, D) float32 at positions start .. start + N - 1, the last
-    ones of the context.
-    """
-    count, heads, _ = q_NHD.shape
-    kv_heads = context.keys.shape[1]
-    codes, scale = round_rows(q_NHD)
-    scale.mul_(how.scaling)
-    step = max(1, MOST_SCORES // (heads // kv_heads * len(context.keys)))
-    out = q_NHD.new_empty(count, heads, context.values.shape[2])
-    for at in range(0, count, step):
-        here = slice(at, min(at + step, count))
-        mask = _mask(start + here.start, here.stop - here.start, context, how.window)
-        for k in range(kv_heads):
-            group = slice(k * (heads // kv_heads), (k + 1) * (heads // kv_heads))
-            sinks = None if how.sinks is None else how.sinks[group]
-            scores = _scores(codes[here, group], scale[here, group], context, k, how.softcap)
-            out[here, group] = _weighted(scores, mask, sinks, context, k)
-    return out
+def attend(q_BNHD: Tensor, positions_BN: Tensor, context: Context, how: Scores) -> Tensor:
+    """(B, N, H, W) float32 for queries (B, N, H, D) float32 at these positions."""
+    rows, count, heads, _ = q_BNHD.shape
+    hidden = _hidden(positions_BN, context, how.window)
+    step = max(1, MOST_SCORES // (rows * heads * context.keys.shape[1]))
+    parts = [
+        _attend(q_BNHD[:, at : at + step], hidden[:, at : at + step], context, how)
+        for at in range(0, count, step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _mask(start: int, count: int, context: Context, window: int | None) -> Tensor:
-    """(N, S) True where a token may not look."""
-    tokens = torch.arange(context.first, context.first + len(context.keys))
-    own = torch.arange(start, start + count)[:, None]
+def _hidden(positions_BN: Tensor, context: Context, window: int | None) -> Tensor:
+    """(B, N, S) True where a token may not look."""
+    tokens = torch.arange(context.keys.shape[1], device=positions_BN.device)
+    tokens = (context.first[:, None] + tokens)[:, None]
+    own = positions_BN[..., None]
     hidden = tokens > own
-    return hidden if window is None else hidden | (tokens <= own - window)
+    return hidden if window is None else hidden.logical_or_(tokens <= own - window)
 
 
-def _scores(
-    codes_NGD: Tensor, scale_NG: Tensor, context: Context, k: int, softcap: float | None
-) -> Tensor:
-    """(N, G, S) float32."""
-    sums = codes_NGD.double() @ context.keys[:, k].double().t()  # whole numbers: exact
-    scores = sums.float().mul_(context.key_scale[:, k]).mul_(scale_NG[..., None])
-    return scores if softcap is None else tanh(scores / softcap).mul_(softcap)
-
-
-def _weighted(
-    scores_NGS: Tensor, mask_NS: Tensor, sinks_G: Tensor | None, context: Context, k: int
-) -> Tensor:
-    """(N, G, W): the values, weighted by the softmax of the scores."""
-    scores = scores_NGS.masked_fill_(mask_NS[:, None], -torch.inf)
+def _attend(q_BNHD: Tensor, hidden_BNS: Tensor, context: Context, how: Scores) -> Tensor:
+    rows, count, heads, width = q_BNHD.shape
+    kv_heads = context.keys.shape[2]
+    grouped = q_BNHD.view(rows, count, kv_heads, -1, width).permute(0, 2, 1, 3, 4)
+    codes, scale_BKNG = round_rows(grouped)
+    scores = _scores(codes, scale_BKNG.mul_(how.scaling), context)
+    if how.softcap is not None:
+        scores = tanh(scores.div_(how.softcap)).mul_(how.softcap)
+    hidden = hidden_BNS[:, None, :, None]
+    scores.masked_fill_(hidden, -torch.inf)
     highest = scores.amax(-1, keepdim=True)
-    if sinks_G is not None:
-        highest = torch.maximum(highest, sinks_G[:, None])
-    weights = exp(scores - highest)
-    total = (weights * ONE).round_().double().sum(-1, keepdim=True)
-    if sinks_G is not None:
-        total += (exp(sinks_G[:, None] - highest) * ONE).round_().double()
-    blocks = _block_sums(weights.mul_(context.value_scale[:, k]), context, k)
-    out = torch.zeros_like(blocks[..., 0, :])
-    for block in blocks.unbind(-2):
-        out += block
-    return out.div_(total.float().mul_(1 / ONE))
+    sinks = None if how.sinks is None else how.sinks.view(kv_heads, 1, -1, 1)
+    if sinks is not None:
+        highest = torch.maximum(highest, sinks)
+    weights = exp(scores.sub_(highest))
+    total = (weights * ONE).round_().sum(-1, keepdim=True, dtype=torch.float64)  # whole: exact
+    if sinks is not None:
+        total += (exp(sinks - highest) * ONE).round_().double()
+    weights.mul_(context.value_scale.transpose(1, 2)[:, :, None, None])
+    out = _weighted_values(weights.masked_fill_(hidden, 0.0), context)
+    out.div_(total.float().mul_(1 / ONE))
+    return out.permute(0, 2, 1, 3, 4).reshape(rows, count, heads, -1)
 
 
-def _block_sums(weights_NGS: Tensor, context: Context, k: int) -> Tensor:
-    """(N, G, B, W) float32; blocks lie at multiples of 128 positions, whatever the context."""
-    before = context.first % BLOCK
-    after = -(before + weights_NGS.shape[-1]) % BLOCK
-    weights = pad(weights_NGS, (before, after))
-    weights = weights.view(*weights.shape[:-1], -1, BLOCK)
-    values = pad(context.values[:, k].double(), (0, 0, before, after))
-    values = values.view(-1, BLOCK, values.shape[-1])
+def _scores(codes_BKNGD: Tensor, scale_BKNG: Tensor, context: Context) -> Tensor:
+    """(B, K, N, G, S) float32."""
+    keys = context.keys.permute(0, 2, 3, 1)
+    sums = _exact_product(codes_BKNGD.flatten(2, 3), keys, 64.0)
+    scores = sums.view(*scale_BKNG.shape, -1)
+    scores.mul_(context.key_scale.transpose(1, 2)[:, :, None, None])
+    return scores.mul_(scale_BKNG[..., None])
+
+
+def _weighted_values(weights_BKNGS: Tensor, context: Context) -> Tensor:
+    """(B, K, N, G, W) float32: the values of each block summed exactly, then block after block."""
+    rows, kv_heads, count, group, _ = weights_BKNGS.shape
+    weights = weights_BKNGS.view(rows, kv_heads, count * group, -1, BLOCK)
     scale = weights.amax(-1, keepdim=True).clamp_(min=SMALLEST_WEIGHT).div_(WEIGHT_LIMIT)
-    codes = (weights / scale).round_().double()
-    sums = torch.einsum("ngbs,bsw->ngbw", codes, values)  # whole numbers below 2**31: exact
-    return sums.float().mul_(scale)
+    codes = (weights / scale).round_().transpose(2, 3)
+    values = context.values.transpose(1, 2)
+    values = values.reshape(rows, kv_heads, -1, BLOCK, values.shape[-1])
+    blocks = _exact_product(codes, values, 128.0).mul_(scale.transpose(2, 3)).unbind(2)
+    out: Tensor = blocks[0]
+    for block in blocks[1:]:
+        out = out + block
+    return out.view(rows, kv_heads, count, group, -1)
+
+
+def _exact_product(codes: Tensor, matrix: Tensor, base: float) -> Tensor:
+    """codes (..., X, Y) float32 whole numbers @ matrix (..., Y, Z) int16: float32(integer sum).
+
+    Float32 holds whole numbers up to 2**24, so the codes are cut into base * high + low, whose
+    products with 12-bit numbers stay below that; adding the two rounds once. Longer sums (Y > 256)
+    take float64.
+    """
+    if codes.shape[-1] > MOST_TERMS:
+        return (codes.double() @ matrix.double()).float()
+    numbers = matrix.float()
+    high = (codes / base).round_()
+    low = codes - high * base
+    return (high @ numbers).mul_(base).add_(low @ numbers)
