@@ -111,3 +111,24 @@ def test_a_dropped_session_leaves_nothing_behind_and_the_others_stay() -> None:
     batcher.drop(C)
     assert [[each.session for each in step] for step in emptied(batcher)] == [[B]]
     assert len(batcher) == 0
+
+
+def test_a_row_with_a_draft_goes_with_those_that_generate() -> None:
+    batcher = Batcher(BatcherConfig(max_tokens=8, max_rows=4))
+    drafted = Row(A, 7, (0,), 3, draft=(5, 6))
+    batcher.add(row("prompt", 0, 8))
+    batcher.add(drafted)
+    assert batcher.take()[0] is drafted
+
+
+def test_drafts_beyond_the_room_of_a_step_wait_and_rows_without_one_do_not() -> None:
+    batcher = Batcher(BatcherConfig(max_drafted=2))
+    rows = [
+        Row(A, 7, (0,), 3, draft=(5, 6)),
+        Row(B, 7, (0,), 2, draft=(5,)),
+        row("c", 7, 1),
+        Row(SessionId("d"), 7, (0,), 4, draft=(1, 2, 3)),
+    ]
+    for each in rows:
+        batcher.add(each)
+    assert emptied(batcher) == [[rows[0], rows[2]], [rows[1]], [rows[3]]]

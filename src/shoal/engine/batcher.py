@@ -26,6 +26,7 @@ def chunk_prompt(
 class BatcherConfig:
     max_tokens: int = 512  # prompt tokens of one step, all sessions together
     max_rows: int = 64
+    max_drafted: int = 64  # draft tokens of one step
 
 
 class Batcher:
@@ -62,7 +63,7 @@ class Batcher:
         generating = [session for session in self._generating if session not in held]
         prefilling = [session for session in self._prefilling if session not in held]
         kept = 1 if prefilling and places > 1 else 0  # prompts always get on
-        sessions = generating[: places - kept]
+        sessions = self._as_drafts_fit(generating[: places - kept])
         sessions += self._prefills(prefilling, places - len(sessions))
         rows = [self._waiting[session].popleft() for session in sessions]
         for session in sessions:
@@ -70,6 +71,17 @@ class Batcher:
             self._prefilling.pop(session, None)
             self._queue_up(session)
         return rows
+
+    def _as_drafts_fit(self, generating: Sequence[SessionId]) -> list[SessionId]:
+        """Those whose drafts find room; the first goes anyway."""
+        chosen: list[SessionId] = []
+        room = self._config.max_drafted
+        for session in generating:
+            drafted = len(self._waiting[session][0].draft)
+            if drafted <= room or not chosen:
+                chosen.append(session)
+                room -= drafted
+        return chosen
 
     def _prefills(self, prefilling: Sequence[SessionId], places: int) -> list[SessionId]:
         """Whose turn it is, as far as the budget goes; the first goes even if it is larger than
@@ -88,7 +100,7 @@ class Batcher:
         rows = self._waiting[session]
         if not rows:
             del self._waiting[session]
-        elif rows[0].count == 1:
+        elif rows[0].generates:
             self._generating[session] = None
         else:
             self._prefilling[session] = None
