@@ -22,6 +22,7 @@ import msgspec
 from ..errors import ModelNotFound, UnsupportedModel
 from ..units import ModelId, Slice
 from . import hub
+from .published import Layout, Plain, architecture, described, layouts_of, plain_tensors
 from .safetensors_header import TensorInfo, damaged, read_header
 
 BUILTIN = "shoal-tiny"
@@ -56,6 +57,20 @@ class Checkpoint:
     @property
     def model_type(self) -> str:
         return str(self.config["model_type"])
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """`config.json` without a word of how the weights are stored."""
+        return architecture(self.config)
+
+    @property
+    def method(self) -> str:
+        """By which method it is stored quantised, for example gptq; "" for floats."""
+        return described(self.config)
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        return layouts_of(self.name, self.config)
 
     @property
     def layers(self) -> int:
@@ -120,12 +135,20 @@ class Checkpoint:
             if _needed(name, layers, first=first, last=last, tied=self.tied)
         }
 
+    def plain(self, layers: Slice) -> dict[str, Plain]:
+        """The same under the names and in the shapes that the architecture knows, quantised or not.
+
+        Raises UnsupportedModel when the stored tensors do not fit their layout.
+        """
+        return plain_tensors(self.own(layers), self.layouts)
+
     def slice_bytes(self, layers: Slice) -> int:
+        """As stored."""
         return sum(info.bytes for info in self.own(layers).values())
 
     @cached_property
     def layer_bytes(self) -> list[int]:
-        """Bytes of each layer, without embedding and head."""
+        """Bytes of each layer as stored, without embedding and head."""
         sizes = [0] * self.layers
         for name, info in self.tensors.items():
             layer = layer_of(name)
@@ -229,12 +252,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
             f"{name} is not a plain text decoder: its config.json has no {', '.join(missing)}",
             hint="multimodal, encoder-decoder and GPT-2-style models cannot be cut into stages yet",
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModel(
-            f"{name} is stored quantised ({method}), which is not read yet",
-            hint="take the unquantised checkpoint, with --quant int8 to make it small here",
-        )
+    layouts_of(name, config)  # raises for what is stored in a way that is not read
     return config
 
 

@@ -6,22 +6,19 @@ vocabulary
 
 from __future__ import annotations
 
-import re
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidRequest, UnsupportedModel
+from ..errors import InvalidRequest
 from ..units import Slice
 from .attention import Ragged
 from .checkpoint import Checkpoint
-from .skeleton import LIBRARY_ERRORS, build, quiet
+from .loading import Ready, load_weights
+from .skeleton import build, quiet
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-HEAD = "lm_head.weight"
-ROTARY = r"rotary_emb\.inv_freq$"  # in old checkpoints; always computed anew
 
 
 class ModelSlice(nn.Module):
@@ -81,7 +78,7 @@ def load_slice(
     quant: Literal["none", "int8"] = "none",
     device: str = "cpu",
 ) -> ModelSlice:
-    """Build and load. `dtype` None is the checkpoint's own.
+    """Build and load, layer by layer. `dtype` None is the checkpoint's own.
 
     Raises UnsupportedModel when the architecture or the files do not fit, ModelNotFound when files
     cannot be had.
@@ -95,80 +92,23 @@ def load_slice(
         )
     checkpoint.ensure_files(layers)
     with quiet():
-        model = build(checkpoint.config, layers, DTYPES[name])
-        _load(model, checkpoint, layers, DTYPES[name])
-    model.to(device).requires_grad_(False)
-    if quant == "int8":
-        from .quant import quantise_linears
-
-        quantise_linears(model)
+        model = build(checkpoint.architecture, layers, DTYPES[name])
+        load_weights(model, checkpoint, layers, DTYPES[name], device, ready=_ready(quant))
     return ModelSlice(
         model, layers, checkpoint.layers, dtype=name, compute="int8" if quant == "int8" else name
     ).eval()
 
 
-def _load(model: Any, checkpoint: Checkpoint, layers: Slice, dtype: torch.dtype) -> None:
-    """Through transformers' own conversion, which renames old keys and fuses per-expert tensors."""
-    from safetensors import safe_open
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
+def _ready(quant: str) -> Ready:
+    """What is done with each part of the model once its weights are there."""
+    if quant != "int8":
+        return lambda part, index: None
+    from .quant import Int8Linear, quantise_linears
 
-    own = checkpoint.own(layers)
-    how = LoadStateDictConfig(
-        dtype=dtype,
-        dtype_plan=model._get_dtype_plan(dtype),
-        weight_mapping=get_model_conversion_mapping(model),
-        device_map={"": "cpu"},
-    )
-    with ExitStack() as stack:
-        files = {
-            file: stack.enter_context(safe_open(checkpoint.folder / file, "pt"))
-            for file in {info.file for info in own.values()}
-        }
-        lazy = {name: files[info.file].get_slice(name) for name, info in own.items()}
-        try:
-            found, _ = convert_and_load_state_dict_in_model(model, lazy, how)
-        except LIBRARY_ERRORS as error:
-            raise UnsupportedModel(
-                f"the weights of {checkpoint.name} cannot be read: {error}"
-            ) from error
-    tied = layers.stop == checkpoint.layers and checkpoint.tied
-    if tied:
-        model.tie_weights()
-    _check_loaded(model, checkpoint, found, tied=tied)
+    def to_int8(part: Any, index: int | None) -> None:
+        if index is not None:
+            quantise_linears(part)
+        elif type(part.lm_head) is nn.Linear:
+            part.lm_head = Int8Linear(part.lm_head)
 
-
-def _check_loaded(model: Any, checkpoint: Checkpoint, found: Any, *, tied: bool) -> None:
-    """Nothing may be missing, left over or of another shape: to run is not yet to be right."""
-    state = model.state_dict()
-    missing = {name for name in found.missing_keys if name in state} - ({HEAD} if tied else set())
-    hollow = [
-        name
-        for part in (model.named_parameters(), model.named_buffers())
-        for name, x in part
-        if x.is_meta
-    ]
-    wrong = [
-        *(f"no {name}" for name in sorted(missing)),
-        *(
-            f"a left-over {name}"
-            for name in sorted(found.unexpected_keys)
-            if not _idle(model, name)
-        ),
-        *(f"a wrong shape of {name[0]}" for name in sorted(found.mismatched_keys)),
-        *(f"{name} cannot be converted" for name in sorted(found.conversion_errors)),
-        *(f"no value for {name}" for name in hollow),
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        why = ", ".join(wrong[:3]) + more
-        raise UnsupportedModel(
-            f"the tensors of {checkpoint.name} do not fit its architecture: {why}"
-        )
-
-
-def _idle(model: Any, name: str) -> bool:
-    """Tensors that some checkpoints carry and no forward uses; each model names its own."""
-    patterns = (ROTARY, *(model._keys_to_ignore_on_load_unexpected or ()))
-    return any(re.search(pattern, name) for pattern in patterns)
+    return to_int8
