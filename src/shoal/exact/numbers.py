@@ -58,6 +58,11 @@ def tanh(x: Tensor) -> Tensor:
     return torch.full_like(x, 2.0).div_(exp(x + x).add_(1.0)).neg_().add_(1.0)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e**-x)."""
+    return exp(-x).add_(1.0).reciprocal_()
+
+
 def silu(x: Tensor) -> Tensor:
     """x / (1 + e**-x)."""
     return x / exp(-x).add_(1.0)
