@@ -63,6 +63,21 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._inner.get_vocab_size()
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, special ones included."""
+        return self._inner.get_vocab()
+
+    def to_json(self) -> str:
+        """The whole tokenizer, in the form of tokenizer.json."""
+        text: str = self._inner.to_str()
+        return text
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written `text`, if there is one."""
+        known = self._inner.token_to_id(text)
+        return known if known in self._added and self.decode([known]) == "" else None
+
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids. Rendered chats bring their special tokens along: `add_special=False`."""
         try:
@@ -78,6 +93,10 @@ class Tokenizer:
         """Text without special tokens. Ids that do not exist give nothing."""
         known = [token for token in ids if 0 <= token < 1 << 32]
         return self._inner.decode(known, skip_special_tokens=True)
+
+    def written(self, ids: Sequence[int]) -> str:
+        """Text with special tokens written out, for an engine that reads prompts as text."""
+        return self._inner.decode(list(ids), skip_special_tokens=False)
 
     def stream(self, prompt_ids: Sequence[int] = ()) -> TextStream:
         """The output's text as it grows. With `prompt_ids` it continues the prompt's text: some
@@ -118,6 +137,12 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         return self.token_bytes(token).decode("utf-8", "replace")
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `decode` leaves out."""
+        added = self._inner.get_added_tokens_decoder()
+        return frozenset(id for id, token in added.items() if token.special)
 
     @cached_property
     def _added(self) -> frozenset[int]:
