@@ -1,4 +1,6 @@
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,3 +134,136 @@ def test_drafts_beyond_the_room_of_a_step_wait_and_rows_without_one_do_not() -> 
     for each in rows:
         batcher.add(each)
     assert emptied(batcher) == [[rows[0], rows[2]], [rows[1]], [rows[3]]]
+
+
+# ---- owners take turns
+
+
+def test_owners_take_turns_before_their_sessions_do() -> None:
+    batcher = Batcher(CONFIG)
+    for session in "abc":
+        batcher.add(replace(row(session, 0, 8), owner="crowd"))
+    batcher.add(replace(row("z", 0, 8), owner="one"))
+    assert [step[0].session for step in emptied(batcher)] == ["a", "z", "b", "c"]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from([2, 3, 5, 8]), min_size=3, max_size=3), st.booleans())
+def test_no_owner_that_always_has_prompts_gets_far_ahead_of_another(
+    sizes: list[int], any_cut: bool
+) -> None:
+    batcher = Batcher(BatcherConfig(max_tokens=8, max_rows=1, granule=1, any_cut=any_cut))
+    had: Counter[str] = Counter()
+    for start in range(200):
+        for owner, size in enumerate(sizes):
+            for session in range(owner + 1):  # the more sessions, the more turns, if they counted
+                batcher.add(replace(row(f"{owner} {session}", start, size), owner=str(owner)))
+    for _ in range(60):
+        for each in batcher.take():
+            had[each.owner] += each.count
+    assert max(had.values()) - min(had.values()) <= 2 * max(sizes)
+
+
+# ---- those who generate keep their pace
+
+PACED = BatcherConfig(max_tokens=512, pace=3.0, granule=16, any_cut=True)
+
+
+def paced(config: BatcherConfig = PACED, steps: int = 20) -> Batcher:
+    """A step takes 10 ms, and 0.1 ms more for each prompt token."""
+    batcher = Batcher(config)
+    for _ in range(steps):
+        batcher.observe([row("g", 0, 1)], 0.010)
+        batcher.observe([row("g", 0, 1), row("p", 0, 100)], 0.020)
+    return batcher
+
+
+def test_beside_sessions_that_generate_a_prompt_gets_what_leaves_them_their_pace() -> None:
+    batcher = paced()
+    batcher.add(row("p", 0, 512))
+    batcher.add(row("g", 9, 1))
+    assert [each.count for each in batcher.take()] == [1, 200]  # 10 ms + 200 * 0.1 ms = 3 * 10 ms
+
+
+def test_when_nobody_generates_prompts_get_all_there_is() -> None:
+    batcher = paced()
+    batcher.add(row("p", 0, 512))
+    assert [each.count for each in batcher.take()] == [512]
+
+
+def test_a_session_that_generates_elsewhere_in_its_ring_counts_until_it_is_dropped() -> None:
+    batcher = paced()
+    batcher.add(row("g", 9, 1))
+    batcher.take()
+    batcher.add(row("p", 0, 600))
+    assert [each.count for each in batcher.take()] == [200]
+    batcher.drop(SessionId("g"))
+    assert [each.count for each in batcher.take()] == [400]
+
+
+def test_however_slow_prompts_are_they_get_on_by_a_granule() -> None:
+    batcher = paced()
+    for _ in range(30):
+        batcher.observe([row("p", 0, 10)], 5.0)
+    batcher.add(row("g", 9, 1))
+    batcher.add(row("p", 0, 512))
+    assert [each.count for each in batcher.take()] == [1, 16]
+
+
+def test_where_a_cut_could_change_the_result_chunks_stay_whole() -> None:
+    batcher = paced(replace(PACED, any_cut=False))
+    batcher.add(row("g", 9, 1))
+    batcher.add(row("p", 0, 256))
+    batcher.add(row("q", 0, 256))
+    assert [each.count for each in batcher.take()] == [1, 256]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(2, 200)), min_size=1, max_size=12),
+    st.floats(0.001, 0.1),
+    st.floats(1e-6, 0.01),
+)
+def test_the_budget_is_kept_and_every_prompt_ends(
+    prompts: list[tuple[int, int]], step_s: float, token_s: float
+) -> None:
+    batcher = Batcher(replace(PACED, max_rows=4))
+    left: Counter[str] = Counter()
+    for number, (owner, count) in enumerate(prompts):
+        session = f"p{number}"
+        batcher.add(Row(SessionId(session), 0, (0,), count, tuple(range(count)), owner=str(owner)))
+        left[session] = count
+    seen: dict[str, list[int]] = {session: [] for session in left}
+    for turn in range(3000):
+        if not left:
+            break
+        batcher.add(row("g", turn, 1))
+        step = batcher.take()
+        assert "g" in {each.session for each in step}
+        chunks = [each for each in step if each.session != "g"]
+        many = sum(each.count for each in chunks)
+        assert chunks, "prompts always get on"
+        if turn > 100:  # it has learnt
+            allowed = max(PACED.granule, 2.0 * step_s / token_s * 1.3 + 1)
+            assert many <= allowed + len(chunks)
+        assert many <= PACED.max_tokens
+        for each in chunks:
+            seen[each.session] += each.ids or ()
+            left[each.session] -= each.count
+        left = +left
+        batcher.observe(step, step_s + token_s * many)
+        batcher.observe([row("g", turn, 1)], step_s)
+    assert not left
+    for number, (_, count) in enumerate(prompts):
+        assert seen[f"p{number}"] == list(range(count))
+
+
+def test_a_cut_prompt_keeps_its_sampler_and_its_bytes_to_the_end() -> None:
+    sampler: Any = object()
+    whole = Row(A, 4, (0,), 5, sampler=sampler, wire=memoryview(bytes(range(10))))
+    head, rest = whole.cut(2)
+    assert (head.start, head.count, head.sampler) == (4, 2, None)
+    assert (rest.start, rest.count, rest.sampler) == (6, 3, sampler)
+    assert head.wire is not None
+    assert rest.wire is not None
+    assert bytes(head.wire) + bytes(rest.wire) == bytes(range(10))

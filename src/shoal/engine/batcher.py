@@ -1,4 +1,6 @@
-"""Chooses the rows of the next step: first what generates, then prompts in turn. Pure."""
+"""Chooses the rows of the next step: first what generates, then prompts in turn, as far as those
+who generate keep their pace. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,21 @@ from dataclasses import dataclass
 
 from ..units import SessionId
 from .rows import Row
+from .turns import Turns
 
 
 def chunk_prompt(
-    ids: Sequence[int], chunk_tokens: int = 256
+    ids: Sequence[int], chunk_tokens: int = 256, start: int = 0
 ) -> Iterator[tuple[int, Sequence[int]]]:
-    """Cut a prompt into (start, ids) at multiples of `chunk_tokens`.
+    """Cut a prompt from position `start` on into (start, ids) at multiples of `chunk_tokens`.
 
     The cuts depend on nothing but position, so that a prompt computed again elsewhere gives the
     same bits.
     """
-    for start in range(0, len(ids), chunk_tokens):
-        yield start, ids[start : start + chunk_tokens]
+    while start < len(ids):
+        stop = min(len(ids), start - start % chunk_tokens + chunk_tokens)
+        yield start, ids[start:stop]
+        start = stop
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -27,18 +32,59 @@ class BatcherConfig:
     max_tokens: int = 512  # prompt tokens of one step, all sessions together
     max_rows: int = 64
     max_drafted: int = 64  # draft tokens of one step
+    pace: float = 3.0  # with prompts, a step takes about so many times one without, while any run
+    granule: int = 16  # prompt tokens that get into a step however slow they are
+    any_cut: bool = False  # a result does not depend on where prompts are cut: the exact class
+
+
+class Pace:
+    """How many prompt tokens may join those who generate, learnt from what steps have taken.
+
+    A step is taken to cost what one without prompts does, and so much more for each prompt token.
+    """
+
+    WEIGHT = 0.2  # of the newest step
+
+    def __init__(self, config: BatcherConfig) -> None:
+        self._config = config
+        self._step_s: float | None = None
+        self._token_s: float | None = None
+
+    def observe(self, prompt_tokens: int, seconds: float) -> None:
+        if not prompt_tokens:
+            self._step_s = self._mean(self._step_s, seconds)
+        else:
+            more_s = max(0.0, seconds - (self._step_s or 0.0))
+            self._token_s = self._mean(self._token_s, more_s / prompt_tokens)
+
+    def _mean(self, before: float | None, now: float) -> float:
+        return now if before is None else before + self.WEIGHT * (now - before)
+
+    def budget(self) -> int:
+        """Prompt tokens of one step while sessions generate; all that are allowed until known."""
+        most = self._config.max_tokens
+        if self._step_s is None or not self._token_s:
+            return most
+        tokens = int((self._config.pace - 1.0) * self._step_s / self._token_s)
+        return min(most, max(self._config.granule, tokens))
 
 
 class Batcher:
-    """Rows wait here for their step. A session's rows keep order, and no step has two of them."""
+    """Rows wait here for their step. A session's rows keep order, and no step has two of them.
+
+    Prompts take turns: first their owners, then an owner's sessions, by the tokens they have had.
+    """
 
     def __init__(self, config: BatcherConfig | None = None) -> None:
         self._config = config or BatcherConfig()
+        self._pace = Pace(self._config)
         self._waiting: dict[SessionId, deque[Row]] = {}
         # sessions by what their oldest row is, in the order of their turn; dicts, because a drop
         # leaves the middle
         self._generating: dict[SessionId, None] = {}
         self._prefilling: dict[SessionId, None] = {}
+        self._owners, self._sessions = Turns(), Turns()
+        self._running: set[SessionId] = set()  # they generate, here or elsewhere in their ring
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -50,10 +96,15 @@ class Batcher:
             self._queue_up(row.session)
 
     def drop(self, session: SessionId) -> None:
-        """Forget all rows of a session."""
+        """Forget a session and all its rows."""
         self._waiting.pop(session, None)
         self._generating.pop(session, None)
         self._prefilling.pop(session, None)
+        self._running.discard(session)
+
+    def observe(self, rows: Sequence[Row], seconds: float) -> None:
+        """A step of these rows took so long."""
+        self._pace.observe(sum(row.count for row in rows if not row.generates), seconds)
 
     def take(self, held: Container[SessionId] = ()) -> list[Row]:
         """The rows of one ragged forward, none of them of `held` sessions; empty when nothing
@@ -63,14 +114,10 @@ class Batcher:
         generating = [session for session in self._generating if session not in held]
         prefilling = [session for session in self._prefilling if session not in held]
         kept = 1 if prefilling and places > 1 else 0  # prompts always get on
-        sessions = self._as_drafts_fit(generating[: places - kept])
-        sessions += self._prefills(prefilling, places - len(sessions))
-        rows = [self._waiting[session].popleft() for session in sessions]
-        for session in sessions:
-            self._generating.pop(session, None)
-            self._prefilling.pop(session, None)
-            self._queue_up(session)
-        return rows
+        chosen = self._as_drafts_fit(generating[: places - kept])
+        self._running.update(chosen)
+        rows = [self._pop(session) for session in chosen]
+        return rows + self._prefills(prefilling, places - len(rows))
 
     def _as_drafts_fit(self, generating: Sequence[SessionId]) -> list[SessionId]:
         """Those whose drafts find room; the first goes anyway."""
@@ -83,18 +130,42 @@ class Batcher:
                 room -= drafted
         return chosen
 
-    def _prefills(self, prefilling: Sequence[SessionId], places: int) -> list[SessionId]:
-        """Whose turn it is, as far as the budget goes; the first goes even if it is larger than
-        the budget.
+    def _prefills(self, prefilling: list[SessionId], places: int) -> list[Row]:
+        """As far as the budget goes, in turn. Where prompts may be cut, the last is cut to fit;
+        where not, the first goes even if it is larger than the budget.
         """
-        chosen: list[SessionId] = []
-        budget = self._config.max_tokens
-        for session in prefilling:
-            budget -= self._waiting[session][0].count
-            if len(chosen) >= places or (chosen and budget < 0):
-                break
-            chosen.append(session)
-        return chosen
+        rows: list[Row] = []
+        left = self._pace.budget() if self._running else self._config.max_tokens
+        while prefilling and len(rows) < places:
+            session = min(prefilling, key=self._turn)
+            size = self._waiting[session][0].count
+            if size > left:
+                if rows and not (self._config.any_cut and left >= self._config.granule):
+                    break
+                size = max(left, 1) if self._config.any_cut else size
+            prefilling.remove(session)
+            row = self._pop(session, size)
+            self._owners.charge(row.owner, size)
+            self._sessions.charge(session, size)
+            rows.append(row)
+            left -= size
+        return rows
+
+    def _turn(self, session: SessionId) -> tuple[int, int]:
+        owner = self._waiting[session][0].owner
+        return self._owners.of(owner), self._sessions.of(session)
+
+    def _pop(self, session: SessionId, size: int | None = None) -> Row:
+        """The session's oldest row, or its first `size` tokens."""
+        rows = self._waiting[session]
+        row = rows.popleft()
+        if size is not None and row.count > size:
+            row, rest = row.cut(size)
+            rows.appendleft(rest)
+        self._generating.pop(session, None)
+        self._prefilling.pop(session, None)
+        self._queue_up(session)
+        return row
 
     def _queue_up(self, session: SessionId) -> None:
         rows = self._waiting[session]

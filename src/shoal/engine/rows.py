@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..units import SessionId
@@ -22,6 +22,9 @@ class Row:
     A `sampler` means: choose the token that follows this row's last one. The last tokens of a row
     may be a `draft`, a guess: then the tokens that follow the one before it are chosen, as far as
     it was right and one more.
+
+    `wire` are hidden states as they came, before the engine thread has made a tensor of them. Rows
+    of one `owner` share its turn.
     """
 
     session: SessionId
@@ -32,6 +35,8 @@ class Row:
     hidden: Tensor | None = None
     sampler: SamplerState | None = None
     draft: Sequence[int] = ()
+    wire: memoryview | None = None
+    owner: str = ""
 
     @property
     def generates(self) -> bool:
@@ -41,3 +46,16 @@ class Row:
     @property
     def stop(self) -> int:
         return self.start + self.count
+
+    def cut(self, count: int) -> tuple[Row, Row]:
+        """A prompt's first `count` tokens, and the rest, which keeps the sampler."""
+        head: dict[str, object] = {"count": count, "sampler": None}
+        rest: dict[str, object] = {"start": self.start + count, "count": self.count - count}
+        if self.ids is not None:
+            head["ids"], rest["ids"] = self.ids[:count], self.ids[count:]
+        if self.hidden is not None:
+            head["hidden"], rest["hidden"] = self.hidden[:count], self.hidden[count:]
+        if self.wire is not None:
+            at = len(self.wire) // self.count * count
+            head["wire"], rest["wire"] = self.wire[:at], self.wire[at:]
+        return replace(self, **head), replace(self, **rest)  # type: ignore[arg-type]
