@@ -14,6 +14,7 @@ ShoalError(message, hint)            caught in cli/ and api/; the hint is the li
 │  ├─ Overloaded(retry_after_s)      queue or pages are full: HTTP 429 + Retry-After, exit 4
 │  ├─ NoCapacity                     this machine cannot hold what was asked: exit 4
 │  ├─ StageLost                      a stage died and nobody could replace it: HTTP 502, error event
+│  ├─ BackendFailed(status)          the engine behind --backend failed; another route is taken
 │  ├─ LinkClosed                     the connection to a node ended; pipeline/ takes another route
 │  └─ Refused                        a policy forbids it: HTTP 403, exit 5
 └─ PeerError(penalty)                theirs: transport/ drops the peer and counts it
@@ -110,6 +111,17 @@ class NoCapacity(LocalError):
 class StageLost(LocalError):
     http_status = 502
     code = "stage_lost"
+
+
+class BackendFailed(LocalError):
+    """`status` is that of its HTTP answer, None when there was none."""
+
+    http_status = 502
+    code = "backend_failed"
+
+    def __init__(self, message: str, *, hint: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class LinkClosed(LocalError):

@@ -138,6 +138,11 @@ class Tokenizer:
     def token_text(self, token: int) -> str:
         return self.token_bytes(token).decode("utf-8", "replace")
 
+    @property
+    def bos_id(self) -> int | None:
+        """What begins a text, where the model has such a token."""
+        return self._inner.token_to_id(self.special.get("bos_token", ""))
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The ids that `decode` leaves out."""
