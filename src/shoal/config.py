@@ -112,6 +112,7 @@ class Settings:
     memory: str = "60%"  # of this machine's memory, or an amount such as 8GB
     dtype: Literal["", "f32", "bf16", "f16"] = ""  # "" = the checkpoint's own
     quant: Literal["none", "int8"] = "none"
+    draft: str = "ngram"  # who guesses tokens ahead: ngram, none, or a smaller model
     threads: Count = 0  # of the engine; 0 = one a core
     kv_tokens: Count = 16384  # room for so many tokens, all sessions together
 

@@ -68,11 +68,33 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class DraftsVerified(msgspec.Struct, frozen=True, tag=True):
+    """One step of our last stage: tokens that were guessed, and how many of them were right."""
+
+    model: ModelId
+    drafted: int
+    accepted: int
+
+
 class PagesChanged(msgspec.Struct, frozen=True, tag=True):
     """Fill of the KV cache of one stage, 0..1."""
 
     model: ModelId
     used: float
+
+
+class PrefixMatched(msgspec.Struct, frozen=True, tag=True):
+    """A session began at one of our stages: of the tokens known, so many were left from earlier."""
+
+    model: ModelId
+    asked_tokens: int
+    hit_tokens: int
+
+
+class SessionPreempted(msgspec.Struct, frozen=True, tag=True):
+    """An older session needed this one's pages: it is computed again later."""
+
+    model: ModelId
 
 
 class RequestStarted(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +138,10 @@ Event = (
     | PeerFault
     | StageChanged
     | StepDone
+    | DraftsVerified
     | PagesChanged
+    | PrefixMatched
+    | SessionPreempted
     | RequestStarted
     | FirstToken
     | RouteTaken

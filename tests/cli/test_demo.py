@@ -78,7 +78,9 @@ def test_the_demo_as_json_is_one_object(shoal: Shoal, started: Started) -> None:
 def test_every_node_gets_its_layers_and_only_the_first_runs_the_relay(
     shoal: Shoal, started: Started
 ) -> None:
-    shoal("demo", "--nodes", "3", "--dtype", "f32", "--quant", "int8", asks=False)
+    shoal(
+        "demo", "--nodes", "3", "--dtype", "f32", "--quant", "int8", "--draft", "none", asks=False
+    )
     assert [value_of("--layers", told) for told in started.arguments] == ["0:3", "3:6", "6:8"]
     first, *others = started.arguments
     relay = value_of("--relay-port", first)
@@ -90,6 +92,7 @@ def test_every_node_gets_its_layers_and_only_the_first_runs_the_relay(
         assert {"up", "--json", "--exit-with-parent", "--no-lan"} <= set(told)
         assert value_of("--dtype", told) == "f32"
         assert value_of("--quant", told) == "int8"
+        assert value_of("--draft", told) == "none"
 
 
 def value_of(flag: str, arguments: tuple[str, ...]) -> str:

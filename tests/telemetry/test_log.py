@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.events import (
+    DraftsVerified,
     Event,
     LinkLost,
     LinkUp,
@@ -63,6 +64,7 @@ def test_events_are_told_in_words(event: Event, level: int, words: str) -> None:
 
 def test_steps_are_too_many_to_tell() -> None:
     assert line_of(StepDone(TINY, 1, 1, 0.01)) is None
+    assert line_of(DraftsVerified(TINY, 4, 2)) is None
 
 
 def test_lines_go_where_the_program_says_and_nowhere_else(

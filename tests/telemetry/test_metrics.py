@@ -4,6 +4,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.events import (
+    DraftsVerified,
     EventHub,
     FirstToken,
     LinkLost,
@@ -103,10 +104,13 @@ def test_a_stage_reports_its_steps_and_its_cache() -> None:
     metrics.listen(StepDone(TINY, 2, 33, 0.25))
     metrics.listen(StepDone(TINY, 2, 2, 0.25))
     metrics.listen(PagesChanged(TINY, 0.75))
+    metrics.listen(DraftsVerified(TINY, 5, 3))
     assert value(metrics, "shoal_stage_seconds_sum", model=TINY) == 0.5
     assert value(metrics, "shoal_stage_seconds_count", model=TINY) == 2
     assert value(metrics, "shoal_stage_tokens_total", model=TINY) == 35
     assert value(metrics, "shoal_kv_cache_usage_perc", model=TINY) == 0.75
+    assert value(metrics, "shoal_spec_decode_num_draft_tokens_total", model=TINY) == 5
+    assert value(metrics, "shoal_spec_decode_num_accepted_tokens_total", model=TINY) == 3
     assert value(metrics, "shoal_layers_served", model=TINY) == 6
     metrics.listen(StageChanged(TINY, Slice(2, 8), "left"))
     assert value(metrics, "shoal_layers_served", model=TINY) == 0

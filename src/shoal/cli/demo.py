@@ -22,7 +22,7 @@ from .children import Children, sandbox, shoal_command
 from .client import NodeClient
 from .completions import Tally, stream_answer
 from .map import rows
-from .options import AsJson, Dtype, Quant
+from .options import AsJson, Draft, Dtype, Quant
 from .output import json_line, note, stream
 from .reports import MeshModel, MeshNode, MeshStage
 
@@ -45,6 +45,7 @@ class DemoPlan:
     threads: int
     dtype: str | None = None
     quant: str | None = None
+    draft: str | None = None
 
     def arguments(self, layers: Slice, *, first: bool) -> list[str]:
         """Of `shoal up`. The first node runs the relay that the ticket names."""
@@ -53,7 +54,8 @@ class DemoPlan:
         told += ["--model", self.model, "--layers", str(layers)]
         told += ["--relay-port", str(self.relay_port)] if first else []
         told += ["--dtype", self.dtype] if self.dtype else []
-        return told + (["--quant", self.quant] if self.quant else [])
+        told += ["--quant", self.quant] if self.quant else []
+        return told + (["--draft", self.draft] if self.draft else [])
 
 
 def demo(
@@ -68,6 +70,7 @@ def demo(
     ] = 0.0,
     dtype: Dtype = None,
     quant: Quant = None,
+    draft: Draft = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the API up until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -82,6 +85,7 @@ def demo(
         threads=max(1, (os.cpu_count() or 1) // nodes),
         dtype=dtype,
         quant=quant,
+        draft=draft,
     )
     with sandbox() as children:
         client = start(plan, slices, children)

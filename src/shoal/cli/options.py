@@ -29,3 +29,11 @@ Quant = Annotated[
     str | None,
     typer.Option("--quant", metavar="none|int8", help="Weights as they are, or as int8."),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="ngram|none|M",
+        help="Who guesses tokens ahead: repeated text, nobody, or a smaller model.",
+    ),
+]

@@ -15,7 +15,7 @@ import typer
 from ..errors import InvalidRequest, NotRunning, ShoalError
 from .client import NodeClient, connect
 from .completions import Tally, lacks_chat_template, stream_answer
-from .options import Api, ApiKey, AsJson, Dtype, Quant
+from .options import Api, ApiKey, AsJson, Draft, Dtype, Quant
 from .output import json_line, note, stream
 
 PROMPT_MARK = ">>> "
@@ -82,6 +82,7 @@ def run_model(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    draft: Draft = None,
     api: Api = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -92,7 +93,8 @@ def run_model(
         raise InvalidRequest("--json wants one PROMPT", hint='shoal run MODEL "PROMPT" --json')
     asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     options = {name: value for name, value in asked.items() if value is not None}
-    with node_for(model, api, api_key, {"dtype": dtype, "quant": quant}) as (client, name):
+    flags = {"dtype": dtype, "quant": quant, "draft": draft}
+    with node_for(model, api, api_key, flags) as (client, name):
         conversation = Conversation(client, name, options, system=system, raw=raw)
         if prompt is None:
             converse(conversation)

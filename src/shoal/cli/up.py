@@ -15,7 +15,7 @@ from ..units import Slice
 from .board import Board
 from .ending import Ending, leave_with_parent
 from .failure import Stopped
-from .options import AsJson, Dtype, Quant
+from .options import AsJson, Draft, Dtype, Quant
 from .output import json_line
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def up(
     ] = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    draft: Draft = None,
     memory: Annotated[
         str | None, typer.Option(metavar="60%|8GB", help="What the node may use at most.")
     ] = None,
@@ -92,6 +93,7 @@ def up(
         "layers": checked_layers(layers),
         "dtype": dtype,
         "quant": quant,
+        "draft": draft,
         "memory": memory,
         "threads": threads,
         "kv_tokens": kv_tokens,

@@ -33,6 +33,7 @@ class NodeConfig:
     memory: str = "60%"
     dtype: str | None = None
     quant: Literal["none", "int8"] = "none"
+    draft: str = "ngram"  # or "none", or a model
     threads: int = 0
     kv_tokens: int = 0
 
@@ -81,6 +82,7 @@ def node_config(
         memory=settings.memory,
         dtype=settings.dtype or None,
         quant=settings.quant,
+        draft=settings.draft,
         threads=settings.threads,
         kv_tokens=settings.kv_tokens,
     )

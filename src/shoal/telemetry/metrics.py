@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..events import (
+    DraftsVerified,
     Event,
     FirstToken,
     LinkLost,
@@ -18,10 +19,12 @@ from ..events import (
     NodeSeen,
     PagesChanged,
     PeerFault,
+    PrefixMatched,
     RelayChanged,
     RequestDone,
     RequestStarted,
     RouteTaken,
+    SessionPreempted,
     StageChanged,
     StepDone,
 )
@@ -44,12 +47,15 @@ class Metrics:
         self._requests = _Requests(registry)
         self._mesh = _Mesh(registry)
         self._stages = _Stages(registry)
+        self._pages = _Pages(registry)
 
     def listen(self, event: Event) -> None:
         """Count one event. Never blocks, never raises on a name that it has not seen."""
         match event:
-            case StepDone() | PagesChanged() | StageChanged():
+            case StepDone() | DraftsVerified() | PagesChanged() | StageChanged():
                 self._stages.listen(event)
+            case PrefixMatched() | SessionPreempted():
+                self._pages.listen(event)
             case RequestStarted() | FirstToken() | RouteTaken() | RequestDone():
                 self._requests.listen(event)
             case _:
@@ -248,16 +254,31 @@ class _Stages:
             by_model,
             registry=registry,
         )
+        self._drafted = Counter(
+            "shoal_spec_decode_num_draft_tokens",
+            "Tokens that were guessed and checked by this node's last stage.",
+            by_model,
+            registry=registry,
+        )
+        self._accepted = Counter(
+            "shoal_spec_decode_num_accepted_tokens",
+            "Guessed tokens that were right.",
+            by_model,
+            registry=registry,
+        )
         self._layers = Gauge(
             "shoal_layers_served", "Layers in service on this node.", by_model, registry=registry
         )
 
-    def listen(self, event: StepDone | PagesChanged | StageChanged) -> None:
+    def listen(self, event: StepDone | DraftsVerified | PagesChanged | StageChanged) -> None:
         match event:
             case StepDone():
                 kept = self._of(event.model)
                 kept.seconds.observe(event.seconds)
                 kept.tokens.inc(event.tokens)
+            case DraftsVerified(model, drafted, accepted):
+                self._drafted.labels(self._names.of(model)).inc(drafted)
+                self._accepted.labels(self._names.of(model)).inc(accepted)
             case PagesChanged():
                 self._of(event.model).fill.set(event.used)
             case StageChanged():
@@ -272,3 +293,38 @@ class _Stages:
                 self._seconds.labels(name), self._tokens.labels(name), self._fill.labels(name)
             )
         return kept
+
+
+class _Pages:
+    """What is not computed because it was kept, and what is computed again."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        by_model = ("model",)
+        self._names = _Names()
+        self._asked = Counter(
+            "shoal_prefix_cache_queries",
+            "Tokens known when a session began at this node's stage.",
+            by_model,
+            registry=registry,
+        )
+        self._hits = Counter(
+            "shoal_prefix_cache_hits",
+            "Of these, tokens that were left from an earlier session.",
+            by_model,
+            registry=registry,
+        )
+        self._preempted = Counter(
+            "shoal_num_preemptions",
+            "Sessions that made room for older ones and are computed again.",
+            by_model,
+            registry=registry,
+        )
+
+    def listen(self, event: PrefixMatched | SessionPreempted) -> None:
+        model = self._names.of(event.model)
+        match event:
+            case PrefixMatched(asked_tokens=asked, hit_tokens=hits):
+                self._asked.labels(model).inc(asked)
+                self._hits.labels(model).inc(hits)
+            case SessionPreempted():
+                self._preempted.labels(model).inc()
