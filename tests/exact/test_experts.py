@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from shoal.exact import native
 from shoal.exact.experts import Experts, Gate, Grouped
 from shoal.exact.linear import Linear
 from shoal.exact.weights import Int4Weight, Int8Weight, quantise_int4, quantise_int8
@@ -29,7 +30,7 @@ def make(gate: Gate, quantise: object = quantise_int8) -> Experts:
 
 def test_every_row_is_computed_by_its_own_linear() -> None:
     some, x = linears(4, 24, 40, 3), noise(9, 40)
-    y = Grouped(some)(x, [0, 2, 2, 8, 9])
+    y = Grouped(some)(x, torch.tensor([0, 2, 2, 8, 9], dtype=torch.int32))
     expected = [some[0](x[:2]), some[2](x[2:8]), some[3](x[8:])]
     assert torch.equal(y, torch.cat(expected))
 
@@ -71,3 +72,15 @@ def test_a_clamped_gate_is_that_of_its_formula() -> None:
 def test_the_roundings_are_those_they_are_called() -> None:
     kinds = (Int8Weight, Int4Weight)
     assert [type(quantise(noise(4, 32))) for quantise in ROUNDINGS] == list(kinds)
+
+
+@pytest.mark.parametrize("quantise", ROUNDINGS)
+def test_without_the_compiled_library_the_bits_are_the_same(
+    quantise: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, chosen, weights = noise(5, 48), torch.tensor([[2, 0]] * 5), noise(5, 2, seed=9).abs()
+    expected = make(Gate(), quantise)(x, chosen, weights)
+    monkeypatch.setattr(native, "load", lambda: None)
+    plain = make(Gate(), quantise)
+    assert plain.down.linears[0].compiled is None
+    assert torch.equal(plain(x, chosen, weights), expected)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.exact import native
 from shoal.exact.routing import Linear16, Routing, added, route, softmax
 
 
@@ -20,6 +21,15 @@ def test_a_row_has_the_bits_of_64_bit_integers_alone_and_among_others() -> None:
     sums = codes @ (weight / weight_scale[:, None]).round().long().t()
     assert torch.equal(y, sums.float() * weight_scale * scale[:, None] + bias)
     assert all(torch.equal(linear(x[i : i + 1])[0], y[i]) for i in range(19))
+
+
+def test_without_the_compiled_library_the_bits_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, bias, x = noise(37, 301, seed=1), noise(37, seed=2), noise(19, 301)
+    expected = Linear16(weight, bias)(x)
+    monkeypatch.setattr(native, "load", lambda: None)
+    assert torch.equal(Linear16(weight, bias)(x), expected)
 
 
 def test_a_product_of_12_bits_is_good_to_a_thousandth() -> None:

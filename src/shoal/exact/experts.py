@@ -6,6 +6,7 @@ F width of the feed-forward
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,30 +15,41 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import native
 from .linear import Linear
 from .numbers import exp, gelu_tanh, silu
-from .weights import quantise_rows
 
 
 class Grouped:
     """Rows (R, inputs) float32 -> (R, outputs): linear g computes rows bounds[g] .. bounds[g + 1].
 
-    A row's bits are those that its linear gives it alone.
+    A row's bits are those that its linear gives it alone. `bounds` is (G + 1,) int32.
     """
 
     def __init__(self, linears: Sequence[Linear]) -> None:
         self.linears = tuple(linears)
         self.inputs, self.outputs = self.linears[0].inputs, self.linears[0].outputs
         self.nbytes = sum(linear.nbytes for linear in self.linears)
+        self._handles = _handles(self.linears)
 
-    def __call__(self, x: Tensor, bounds: Sequence[int]) -> Tensor:
-        codes, scale = quantise_rows(x)
+    def __call__(self, x: Tensor, bounds: Tensor) -> Tensor:
         y = x.new_empty(len(x), self.outputs)
-        for linear, (start, stop) in zip(self.linears, pairwise(bounds), strict=True):
+        library = native.load()
+        if self._handles is not None and library is not None:
+            x = x.contiguous()
+            count, begins = len(self.linears), bounds.data_ptr()
+            library.run_rows(self._handles, count, begins, x.data_ptr(), y.data_ptr())
+            return y
+        for linear, (start, stop) in zip(self.linears, pairwise(bounds.tolist()), strict=True):
             if start < stop:
-                mine = linear.product(codes[start:stop]).mul_(scale[start:stop])
-                y[start:stop] = mine if linear.bias is None else mine.add_(linear.bias)
+                y[start:stop] = linear(x[start:stop])
         return y
+
+
+def _handles(linears: Sequence[Linear]) -> ctypes.Array[ctypes.c_void_p] | None:
+    """What the compiled library calls them; None where it did not make all."""
+    made = [linear.compiled.handle for linear in linears if linear.compiled is not None]
+    return (ctypes.c_void_p * len(made))(*made) if len(made) == len(linears) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class Experts:
         self.gate_up, self.down, self.gate = Grouped(gate_up), Grouped(down), gate
         self.count = len(self.gate_up.linears)
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
+        self._numbers = torch.arange(self.count + 1)
 
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """`chosen` (T, S) int64 and their `weights` (T, S) float32, in any order: a token's experts
@@ -74,7 +87,7 @@ class Experts:
         chosen, order = chosen.sort(-1)
         weights = weights.gather(1, order)
         experts, slots = chosen.flatten().sort(stable=True)
-        bounds = torch.searchsorted(experts, torch.arange(self.count + 1)).tolist()
+        bounds = torch.searchsorted(experts, self._numbers, out_int32=True)
         rows = self.gate_up(x[slots // chosen.shape[1]], bounds)
         rows = self.down(self.gate(rows), bounds)
         y = torch.empty_like(rows)

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import native
 from .numbers import exp, round_rows, sigmoid
 
 ONE = 2.0**24  # the sum of a softmax is counted in these parts
@@ -27,15 +28,29 @@ class Linear16:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        codes, self.scale = round_rows(weight.float())
-        self.codes_EN = codes.double().t().contiguous()
-        self.bias = None if bias is None else bias.float()
+        weight, bias = weight.float().contiguous(), None if bias is None else bias.float()
+        library = native.load() if weight.device.type == "cpu" else None
+        self._compiled = None if library is None else library.linear16(weight, bias)
+        self._plain = _Plain16(weight, bias) if library is None else None
+
+    def __call__(self, x_TE: Tensor) -> Tensor:
+        if self._compiled is not None:
+            return self._compiled(x_TE.contiguous())
+        assert self._plain is not None  # noqa: S101 - one of the two is made
+        return self._plain(x_TE)
+
+
+class _Plain16:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        codes, self._scale = round_rows(weight)
+        self._codes_EN = codes.double().t().contiguous()
+        self._bias = bias
 
     def __call__(self, x_TE: Tensor) -> Tensor:
         codes, scale = round_rows(x_TE)
-        sums = codes.double() @ self.codes_EN  # whole numbers below 2**53: exact
-        y = sums.float().mul_(self.scale).mul_(scale[:, None])
-        return y if self.bias is None else y.add_(self.bias)
+        sums = codes.double() @ self._codes_EN  # whole numbers below 2**53: exact
+        y = sums.float().mul_(self._scale).mul_(scale[:, None])
+        return y if self._bias is None else y.add_(self._bias)
 
 
 @dataclass(frozen=True, slots=True)
