@@ -88,8 +88,6 @@ class PackedIntegers(Layout):
             raise self.refuse(parts[MAIN].name, f"{ZEROS} is there only when it is not symmetric")
         if ZEROS in parts and parts[ZEROS].info.shape != (-(-outputs * self.bits // 32), groups):
             raise self.refuse(parts[ZEROS].name, f"it has the shape {parts[ZEROS].info.shape}")
-        if ORDER in parts and parts[ORDER].info.shape != (inputs,):
-            raise self.refuse(parts[ORDER].name, f"it has the shape {parts[ORDER].info.shape}")
         return outputs, inputs
 
     def floats(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -106,6 +104,8 @@ class PackedIntegers(Layout):
         outputs, inputs = parts[SHAPE].tolist()
         if outputs != len(words) or -(-inputs * self.bits // 32) != words.shape[1]:
             raise self.refuse(SHAPE, f"({outputs}, {inputs}) in {tuple(words.shape)} words")
+        if ORDER in parts and parts[ORDER].shape != (inputs,):
+            raise self.refuse(ORDER, f"{tuple(parts[ORDER].shape)} groups of {inputs} inputs")
         codes = signed(unpack(words, self.bits)[:, :inputs], self.bits)
         zeros = None
         if ZEROS in parts:

@@ -88,7 +88,8 @@ def scales(stored: Tensor) -> Tensor:
     """float32, also of scales that are stored as exponents."""
     import torch
 
-    return (stored.float() - 127).exp2() if stored.dtype == torch.uint8 else stored.float()
+    exponents = stored.dtype == torch.uint8
+    return (stored.view(torch.float8_e8m0fnu) if exponents else stored).float()
 
 
 def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:

@@ -51,9 +51,8 @@ class Mxfp4(Layout):
         """bfloat16, which holds every product exactly."""
         import torch
 
-        blocks, exponents = parts[MAIN].flatten(0, -4), _exponents(parts[SCALES])
-        table = _pairs_by_byte()
-        scale = torch.ldexp(torch.ones(()), exponents).bfloat16()[..., None].flatten(0, -4)
+        blocks, table = parts[MAIN].flatten(0, -4), _pairs_by_byte()
+        scale = parts[SCALES].view(torch.float8_e8m0fnu).bfloat16().flatten(0, -3)[..., None]
         width, rows = blocks.shape[-2] * BLOCK, blocks.shape[-3]
         out = torch.empty(len(blocks), width, rows, dtype=torch.bfloat16)
         for expert in range(len(blocks)):
