@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from .errors import BadConfig
+from .units import Quant
 
 PREFIX = "SHOAL_"
 HOME_VARIABLE = "SHOAL_HOME"
@@ -111,7 +112,7 @@ class Settings:
     layers: str = ""  # START:STOP pins the slice by hand
     memory: str = "60%"  # of this machine's memory, or an amount such as 8GB
     dtype: Literal["", "f32", "bf16", "f16"] = ""  # "" = the checkpoint's own
-    quant: Literal["none", "int8"] = "none"
+    quant: Quant = "none"
     draft: str = "ngram"  # who guesses tokens ahead: ngram, none, or a smaller model
     threads: Count = 0  # of the engine; 0 = one a core
     kv_tokens: Count = 16384  # room for so many tokens, all sessions together

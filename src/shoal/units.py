@@ -5,7 +5,7 @@ different types.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NewType
+from typing import Literal, NewType
 
 import msgspec
 
@@ -15,6 +15,7 @@ NodeId = NewType("NodeId", str)  # a node's Nostr public key, as npub1...
 ModelId = NewType("ModelId", str)  # fingerprint of a checkpoint, 16 hex digits
 SessionId = NewType("SessionId", str)  # chosen by the gateway, 16 hex digits
 Seconds = NewType("Seconds", float)
+Quant = Literal["none", "int8", "int4"]  # how weights are kept; all but "none" compute exactly
 
 
 class Slice(msgspec.Struct, frozen=True, order=True, array_like=True):

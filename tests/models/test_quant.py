@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shoal.exact import product
+from shoal.exact import native, product
 from shoal.exact.product import (
     AnyDevice,
     OneCall,
@@ -21,7 +21,7 @@ from shoal.exact.product import (
     is_exact,
 )
 from shoal.exact.weights import quantise_int8, quantise_rows
-from shoal.models.quant import Int8Linear, quantise_linears
+from shoal.models.quant import ExactLinear, quantise, quantise_linears
 
 SHAPES = [(576, 192), (577, 131), (2049, 64), (1, 1), (3, 5), (4200, 17)]
 PLACES = [(0, 1), (0, 8), (0, 33), (20, 21), (3, 11), (5, 38)]
@@ -46,6 +46,10 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, seed: int = 1) -> nn
         if bias:
             layer.bias.copy_(noise(outputs, seed=seed + 1))
     return layer
+
+
+def exact(layer: nn.Linear) -> ExactLinear:
+    return ExactLinear(layer, quantise("int8"))
 
 
 def parts(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +89,7 @@ def test_a_row_has_the_bits_of_the_integer_formula_at_any_place_in_any_batch(
     inputs: int, outputs: int
 ) -> None:
     layer, x = linear(inputs, outputs), noise(40, inputs)
-    quantised = Int8Linear(layer)
+    quantised = exact(layer)
     whole = quantised(x)
     assert torch.equal(whole, from_integers(layer, x))
     for start, stop in PLACES:
@@ -120,7 +124,7 @@ def test_the_bits_are_those_of_integers_for_any_shape(
     rows: int, outputs: int, inputs: int, seed: int
 ) -> None:
     layer, x = linear(inputs, outputs, bias=bool(seed % 2), seed=seed), noise(rows, inputs)
-    assert torch.equal(Int8Linear(layer)(x), from_integers(layer, x))
+    assert torch.equal(exact(layer)(x), from_integers(layer, x))
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17, 40])
@@ -134,18 +138,18 @@ def test_the_integer_product_of_cuda_is_called_so_that_it_is_exact(rows: int) ->
 
 PRINT_BITS = """
 import sys, torch
-from shoal.models.quant import Int8Linear
+from shoal.models.quant import ExactLinear, quantise
 generator = torch.Generator().manual_seed(0)
 layer = torch.nn.Linear(577, 131, bias=False)
 layer.weight.data = torch.randn(131, 577, generator=generator)
-print(Int8Linear(layer)(torch.randn(9, 577, generator=generator)).numpy().tobytes().hex())
+print(ExactLinear(layer, quantise("int8"))(torch.randn(9, 577, generator=generator)).numpy().tobytes().hex())
 """
 
 
 def test_a_processor_that_saturates_gives_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
     saturating = subprocess.run(
         [sys.executable, "-c", PRINT_BITS],
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "SHOAL_KERNELS": "off"},
         capture_output=True,
         text=True,
         check=True,
@@ -155,8 +159,9 @@ def test_a_processor_that_saturates_gives_the_same_bits(capsys: pytest.CaptureFi
 
 
 def test_without_the_kernel_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "load", lambda: None)
     layer, x = linear(96, 48), noise(5, 96)
-    expected = Int8Linear(layer)(x)
+    expected = exact(layer)(x)
 
     def missing(*_: object) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qlinear_prepack'")
@@ -164,7 +169,7 @@ def test_without_the_kernel_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(product, "_packed", missing)
     is_exact.cache_clear()
     try:
-        fallback = Int8Linear(layer)
+        fallback = exact(layer)
         assert isinstance(fallback.exact.product, AnyDevice)
         assert not is_exact(OneCall)
         assert torch.equal(fallback(x), expected)
@@ -183,7 +188,7 @@ def test_a_kernel_that_saturates_is_found_out() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_output_has_the_dtype_and_the_leading_shape_of_the_input(dtype: torch.dtype) -> None:
     layer = linear(64, 24).to(dtype)
-    quantised, x = Int8Linear(layer), noise(2, 3, 64).to(dtype)
+    quantised, x = exact(layer), noise(2, 3, 64).to(dtype)
     assert quantised(x).dtype == dtype
     assert quantised(x).shape == (2, 3, 24)
     assert quantised(x[0, 0]).shape == (24,)
@@ -194,12 +199,12 @@ def test_the_output_has_the_dtype_and_the_leading_shape_of_the_input(dtype: torc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_error_against_float_is_under_two_percent(dtype: torch.dtype) -> None:
     layer, x = linear(1024, 256, bias=False).to(dtype), noise(32, 1024).to(dtype)
-    exact = x.double() @ layer.weight.detach().double().t()
-    assert (Int8Linear(layer)(x).double() - exact).norm() < 0.02 * exact.norm()
+    expected = x.double() @ layer.weight.detach().double().t()
+    assert (exact(layer)(x).double() - expected).norm() < 0.02 * expected.norm()
 
 
 def test_an_outlier_or_nan_in_one_row_leaves_the_others_as_they_were() -> None:
-    quantised, x = Int8Linear(linear(256, 64)), noise(4, 256)
+    quantised, x = exact(linear(256, 64)), noise(4, 256)
     before = quantised(x)
     x[1, 7], x[2, 9] = 1e6, torch.nan
     after = quantised(x)
@@ -209,13 +214,13 @@ def test_an_outlier_or_nan_in_one_row_leaves_the_others_as_they_were() -> None:
 
 def test_rows_and_weights_of_zeros_give_the_bias() -> None:
     layer = linear(16, 4)
-    assert torch.equal(Int8Linear(layer)(torch.zeros(2, 16)), layer.bias.detach().expand(2, 4))
+    assert torch.equal(exact(layer)(torch.zeros(2, 16)), layer.bias.detach().expand(2, 4))
     nn.init.zeros_(layer.weight)
-    assert torch.equal(Int8Linear(layer)(noise(2, 16)), layer.bias.detach().expand(2, 4))
+    assert torch.equal(exact(layer)(noise(2, 16)), layer.bias.detach().expand(2, 4))
 
 
 def test_the_stand_in_for_the_weight_tells_shape_and_dtype_but_holds_no_memory() -> None:
-    weight = Int8Linear(linear(64, 32).bfloat16()).weight
+    weight = exact(linear(64, 32).bfloat16()).weight
     assert (weight.shape, weight.dtype, weight.device.type) == ((32, 64), torch.bfloat16, "cpu")
     assert weight.untyped_storage().nbytes() == 2
     assert weight.isnan().all()
@@ -243,7 +248,7 @@ def test_every_linear_of_a_model_is_replaced_and_the_tied_embedding_stays_float(
     embedding = model.embed.weight.detach().clone()
     with torch.no_grad():
         expected = model(ids)
-        assert quantise_linears(model) == 3
+        assert quantise_linears(model, "int8") == 3
         got = model(ids)
     assert not [m for m in model.modules() if isinstance(m, nn.Linear)]
     assert model.blocks[0][0] is model.blocks[2][0]  # type: ignore[index]

@@ -12,6 +12,7 @@ T new tokens, all rows together · C context tokens, all rows together · K head
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NoCapacity, UnsupportedModel
+from ..exact.layer import Angles, DenseLayer
 from ..models.slice import ModelSlice
 from .attention import Scores, attend_row
 from .plan import Span, StepPlan
@@ -40,15 +42,22 @@ class LayerKv:
         value_heads, value_width = self.values
         return (heads * width + value_heads * value_width) * self.dtype.itemsize
 
+    @property
+    def coded_bytes_per_token(self) -> int:
+        """The same as 12-bit codes in 16 bits, with a scale for each head."""
+        return sum(heads * (2 * width + 4) for heads, width in (self.keys, self.values))
+
 
 KvLayout = dict[int, LayerKv]  # by layer index
 
 
-def kv_bytes_per_token(layout: KvLayout) -> int:
-    return sum(layer.bytes_per_token for layer in layout.values())
+def kv_bytes_per_token(layout: KvLayout, *, exact: bool) -> int:
+    return sum(
+        layer.coded_bytes_per_token if exact else layer.bytes_per_token for layer in layout.values()
+    )
 
 
-class _AsCache:
+class AsCache:
     """What else transformers asks a cache in passing: it matters to masks, and we build our own."""
 
     is_compileable = False
@@ -67,7 +76,7 @@ class _AsCache:
         return 1
 
 
-class _Probe(_AsCache):
+class _Probe(AsCache):
     """Stands in for the cache in a forward of one token, and notes what each layer caches."""
 
     def __init__(self) -> None:
@@ -86,6 +95,14 @@ class _Probe(_AsCache):
             direct=False,
         )
         return keys, values
+
+    def dense(
+        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+    ) -> Tensor:
+        for index, layer in layers.items():
+            each = (layer.attention.kv_heads, layer.attention.width)
+            self.layout[index] = LayerKv(each, each, dtype, direct=True)
+        return x
 
     def attend(self, q_1HTD: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
         if self._updated not in self.layout:
@@ -119,25 +136,30 @@ def _measure(model: ModelSlice) -> KvLayout:
     return probe.layout
 
 
-class PagedKv(_AsCache):
+def allocate(slots: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A pool of (slots, *shape)."""
+    try:
+        return torch.zeros(slots, *shape, dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise NoCapacity(
+            f"no memory for {slots} tokens of KV cache: {error}",
+            hint="ask for fewer with --kv-tokens, or allow less with --memory",
+        ) from None
+
+
+class PagedKv(AsCache):
     """The pools of one stage, and attention over them. `begin` a step before each forward."""
 
     def __init__(self, layout: KvLayout, pages: int, page_size: int, device: torch.device) -> None:
         self._page_size = page_size
         self._direct = {index: layer.direct for index, layer in layout.items()}
-        try:
-            self._pools = {
-                index: tuple(
-                    torch.empty(pages * page_size, *shape, dtype=layer.dtype, device=device)
-                    for shape in (layer.keys, layer.values)
-                )
-                for index, layer in layout.items()
-            }
-        except RuntimeError as error:
-            raise NoCapacity(
-                f"no memory for {pages * page_size} tokens of KV cache: {error}",
-                hint="ask for fewer with --kv-tokens, or allow less with --memory",
-            ) from None
+        self._pools = {
+            index: tuple(
+                allocate(pages * page_size, *shape, dtype=layer.dtype, device=device)
+                for shape in (layer.keys, layer.values)
+            )
+            for index, layer in layout.items()
+        }
         self._plan: StepPlan
         self._newest: tuple[Tensor | None, int] = (None, -1)  # keys just cached, and their layer
 

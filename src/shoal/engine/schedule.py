@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.checkpoint import Checkpoint
 from ..models.slice import load_slice
-from ..units import SessionId, Slice
+from ..units import Quant, SessionId, Slice
 from .pages import PagePool
 from .rows import Row
 from .stage import Stage, StageConfig
@@ -58,7 +58,7 @@ def plain_logits(model: Any, prompt: Sequence[int]) -> Tensor:
 def make_stages(
     checkpoint: Checkpoint,
     cuts: Sequence[float],
-    quant: Literal["none", "int8"] = "none",
+    quant: Quant = "none",
     dtype: str | None = None,
 ) -> list[Stage]:
     """Stages that together hold all layers, cut at these fractions of them."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..models.slice import ModelSlice
 from . import wire
+from .exact_kv import ExactKv
 from .kv import PagedKv, kv_bytes_per_token, kv_layout
 from .plan import StepPlan
 from .request import Sampled
@@ -41,7 +42,7 @@ class StepResult:
 
 def pages_for(model: ModelSlice, memory_bytes: int, page_size: int = 16) -> int:
     """How many pages of KV cache fit into so much memory; 0 when not even one does."""
-    return memory_bytes // (kv_bytes_per_token(kv_layout(model)) * page_size)
+    return memory_bytes // (kv_bytes_per_token(kv_layout(model), exact=model.exact) * page_size)
 
 
 class Stage:
@@ -51,8 +52,10 @@ class Stage:
         self.config = config or StageConfig()
         self.model = model
         layout = kv_layout(model)
-        self.kv_bytes_per_token = kv_bytes_per_token(layout)
-        self._kv = PagedKv(layout, self.config.pages, self.config.page_size, model.device)
+        self.kv_bytes_per_token = kv_bytes_per_token(layout, exact=model.exact)
+        direct = all(layer.direct for layer in layout.values())
+        kind = ExactKv if model.exact and direct else PagedKv
+        self._kv = kind(layout, self.config.pages, self.config.page_size, model.device)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> StepResult:

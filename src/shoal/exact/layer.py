@@ -44,6 +44,10 @@ class AttentionPart:
     rotary: int = 0  # which of the step's tables of angles
     eps: float = 1e-6
 
+    @property
+    def linears(self) -> tuple[Linear, Linear]:
+        return self.qkv, self.out
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeedForward:
@@ -55,6 +59,10 @@ class FeedForward:
     activation: Activation
     after: Tensor | None = None
     eps: float = 1e-6
+
+    @property
+    def linears(self) -> tuple[Linear, Linear]:
+        return self.gate_up, self.down
 
 
 @dataclass(frozen=True, slots=True, eq=False)

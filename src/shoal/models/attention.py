@@ -9,12 +9,16 @@ by itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UnsupportedModel
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+    from ..exact.layer import Angles, DenseLayer
 
 NAME = "shoal"
 
@@ -39,6 +43,12 @@ class Ragged(Protocol):
         """Returns (1, T, H, D). `k` and `v` are what the cache's `update` returned, or made from
         it.
         """
+        ...
+
+    def dense(
+        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+    ) -> Tensor:
+        """(T, E) float32 through all these layers, by their index; see `exact/layer.py`."""
         ...
 
 

@@ -1,23 +1,36 @@
-"""8-bit linear layers whose results do not depend on what else is computed with them.
+"""Gives a model the linear layers of the exact class: see `exact/linear.py`.
 
-Weights are rounded per output channel, activations per row (one scale for each token), sums are
-integers: a row's bits are the same alone and in any batch, at any place, with any thread count and
-on any CPU. This is the exact compute class.
-
-Only `nn.Linear` is replaced. Routers and fused expert tensors of mixture-of-experts models are no
-`nn.Linear` and stay float, so for those models only the attention and shared parts are exact.
+Weights are rounded per output channel to 8 bits, or in groups of 32 to 4 bits; activations per row
+(one scale for each token); sums are integers. A row's bits are the same alone and in any batch, at
+any place, with any thread count and on any CPU.
 """
 
+# M rows · K inputs · N outputs
+
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..exact.linear import Linear
-from ..exact.weights import quantise_int8
+from ..exact.weights import quantise_int4, quantise_int8
+from ..units import Quant
+
+Quantise = Callable[[Tensor, Tensor | None], Linear]  # (weight (N, K), bias (N,) or None)
 
 
-class Int8Linear(nn.Module):
+def quantise(kind: Quant) -> Quantise:
+    """How a weight of this kind becomes an exact linear layer."""
+    rounded = quantise_int4 if kind == "int4" else quantise_int8
+    return lambda weight, bias: Linear(
+        rounded(weight.detach()), None if bias is None else bias.detach()
+    )
+
+
+class ExactLinear(nn.Module):
     """Replaces one nn.Linear for inference: (..., K) -> (..., N) in the input's dtype.
 
     The result is float32(integer sum) * weight scale * row scale + bias, multiplied and rounded in
@@ -25,11 +38,10 @@ class Int8Linear(nn.Module):
     Built on the device of `linear`, it stays there and is neither saved nor copied.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, quantise: Quantise) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = quantise_int8(linear.weight.detach())
-        self.exact = Linear(weight, None if linear.bias is None else linear.bias.detach())
+        self.exact = quantise(linear.weight, linear.bias)
         self._stand_in = torch.full_like(linear.weight.detach()[:1, :1], torch.nan)
 
     @property
@@ -37,26 +49,42 @@ class Int8Linear(nn.Module):
         """Tells models that ask which shape, dtype and device the float weight had; all NaN."""
         return self._stand_in.expand(self.out_features, self.in_features)
 
+    @property
+    def kept_bytes(self) -> int:
+        return self.exact.nbytes
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.exact(x.reshape(-1, self.in_features).float())
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        way, bias = type(self.exact.product).__name__, self.exact.bias is not None
-        return f"{self.in_features}, {self.out_features}, bias={bias}, {way}"
+        way = type(self.exact.compiled or self.exact.product).__name__
+        return f"{self.in_features}, {self.out_features}, bias={self.exact.bias is not None}, {way}"
 
 
-def quantise_linears(model: nn.Module) -> int:
-    """Replace every nn.Linear below `model` in place, the head too; returns how many.
+class ExactParts:
+    """The `Ready` of loading.py: gives each part of a model, as it comes, exact linear layers."""
 
-    A head tied to the embedding gets its own 8-bit copy and the embedding stays float. Subclasses
-    of nn.Linear are left alone: they may compute something else.
+    def __init__(self, kind: Quant) -> None:
+        self._kind = kind
+
+    def __call__(self, part: Any, index: int | None) -> None:
+        if index is not None:
+            quantise_linears(part, self._kind)
+        elif type(part.lm_head) is nn.Linear:  # 8 bits whatever the kind, as its own copy if tied
+            part.lm_head = ExactLinear(part.lm_head, quantise("int8"))
+
+
+def quantise_linears(model: nn.Module, kind: Quant) -> int:
+    """Replace every nn.Linear below `model` in place; returns how many.
+
+    Subclasses of nn.Linear are left alone: they may compute something else.
     """
-    made: dict[nn.Linear, Int8Linear] = {}
+    made: dict[nn.Linear, ExactLinear] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 if child not in made:
-                    made[child] = Int8Linear(child)
+                    made[child] = ExactLinear(child, quantise(kind))
                 setattr(parent, name, made[child])
     return len(made)

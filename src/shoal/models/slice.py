@@ -6,13 +6,13 @@ vocabulary
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidRequest
-from ..units import Slice
+from ..units import Quant, Slice
 from .attention import Ragged
 from .checkpoint import Checkpoint
 from .loading import Ready, load_weights
@@ -24,13 +24,21 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 class ModelSlice(nn.Module):
     """A contiguous range of layers, run by the model's own modules and its own forward.
 
-    `compute` is f32, bf16, f16 or int8; `dtype` is that of the hidden states that go in and out.
+    `compute` is f32, bf16, f16, int8 or int4; `dtype` is that of the hidden states in and out.
     """
 
     def __init__(
-        self, model: Any, layers: Slice, total_layers: int, *, dtype: str, compute: str
+        self,
+        model: Any,
+        layers: Slice,
+        total_layers: int,
+        *,
+        dtype: str,
+        compute: str,
+        device: str = "cpu",
     ) -> None:
         super().__init__()
+        self.device = torch.device(device)
         self.model = model
         self.layers, self.dtype_name, self.compute = layers, dtype, compute
         self.first, self.last = layers.start == 0, layers.stop == total_layers
@@ -42,9 +50,15 @@ class ModelSlice(nn.Module):
         return DTYPES[self.dtype_name]
 
     @property
-    def device(self) -> torch.device:
-        first: Tensor = next(self.model.parameters())
-        return first.device
+    def exact(self) -> bool:
+        """Whether it computes in the exact class."""
+        return self.compute not in DTYPES
+
+    @property
+    def nbytes(self) -> int:
+        """What its weights take in memory."""
+        kept = sum(t.nbytes for t in (*self.parameters(), *self.buffers()))
+        return kept + sum(getattr(module, "kept_bytes", 0) for module in self.modules())
 
     def forward(
         self, x: Tensor, positions: Tensor, cache: Any, ragged: Ragged, rows: Tensor | None = None
@@ -75,7 +89,7 @@ def load_slice(
     checkpoint: Checkpoint,
     layers: Slice,
     dtype: str | None = None,
-    quant: Literal["none", "int8"] = "none",
+    quant: Quant = "none",
     device: str = "cpu",
 ) -> ModelSlice:
     """Build and load, layer by layer. `dtype` None is the checkpoint's own.
@@ -93,22 +107,27 @@ def load_slice(
     checkpoint.ensure_files(layers)
     with quiet():
         model = build(checkpoint.architecture, layers, DTYPES[name])
-        load_weights(model, checkpoint, layers, DTYPES[name], device, ready=_ready(quant))
+        load_weights(
+            model,
+            checkpoint,
+            layers,
+            DTYPES[name],
+            device,
+            ready=_ready(model, layers, checkpoint, quant),
+        )
+    compute = name if quant == "none" else quant
     return ModelSlice(
-        model, layers, checkpoint.layers, dtype=name, compute="int8" if quant == "int8" else name
+        model, layers, checkpoint.layers, dtype=name, compute=compute, device=device
     ).eval()
 
 
-def _ready(quant: str) -> Ready:
+def _ready(model: Any, layers: Slice, checkpoint: Checkpoint, quant: Quant) -> Ready:
     """What is done with each part of the model once its weights are there."""
-    if quant != "int8":
+    if quant == "none":
         return lambda part, index: None
-    from .quant import Int8Linear, quantise_linears
+    from .dense import DenseParts, is_dense
+    from .quant import ExactParts
 
-    def to_int8(part: Any, index: int | None) -> None:
-        if index is not None:
-            quantise_linears(part)
-        elif type(part.lm_head) is nn.Linear:
-            part.lm_head = Int8Linear(part.lm_head)
-
-    return to_int8
+    if is_dense(model.config):
+        return DenseParts(model, layers, checkpoint.context_length, quant)
+    return ExactParts(quant)

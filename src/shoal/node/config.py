@@ -8,7 +8,7 @@ from typing import Literal
 from ..config import Folders, Settings
 from ..errors import BadConfig, InvalidRequest
 from ..identity import Mesh, Ticket, load_or_create_secret
-from ..units import Slice
+from ..units import Quant, Slice
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -32,7 +32,7 @@ class NodeConfig:
     layers: Slice | None = None  # pinned by hand
     memory: str = "60%"
     dtype: str | None = None
-    quant: Literal["none", "int8"] = "none"
+    quant: Quant = "none"
     draft: str = "ngram"  # or "none", or a model
     threads: int = 0
     kv_tokens: int = 0
@@ -58,9 +58,9 @@ def node_config(
         raise BadConfig(
             "layers are pinned without a model", hint="say which: --model M --layers A:B"
         )
-    if settings.quant == "int8" and settings.dtype:
+    if settings.quant != "none" and settings.dtype:
         raise BadConfig(
-            "int8 fixes the type of the hidden states: it is the checkpoint's own",
+            f"{settings.quant} fixes the type of the hidden states: it is the checkpoint's own",
             hint="leave --dtype out, or use --quant none",
         )
     return NodeConfig(

@@ -1,0 +1,125 @@
+"""The KV cache of the exact class: keys and values as 12-bit codes with a scale each, and attention
+over them by `exact/attention.py`. As large as a 16-bit float cache, and 4 bytes for each head.
+
+T new tokens, all rows together · B rows of one shape · N new tokens of each · S places for context
+H heads · K kv heads · D width
+"""
+
+# ruff: noqa: N803, N806 - the letters at the end of a tensor's name are its axes
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..exact.attention import BLOCK, Context, Scores, attend
+from ..exact.layer import Angles, DenseLayer, run_layer
+from ..exact.numbers import round_rows
+from .kv import AsCache, KvLayout, allocate
+from .plan import Group, StepPlan
+
+
+class ExactKv(AsCache):
+    """The pools of one stage. `begin` a step before each forward."""
+
+    def __init__(self, layout: KvLayout, pages: int, page_size: int, device: torch.device) -> None:
+        slots = pages * page_size
+        self._pools = {
+            index: tuple(
+                allocate(slots, heads, *width, dtype=dtype, device=device)
+                for heads, size in (layer.keys, layer.values)
+                for width, dtype in (((size,), torch.int16), ((), torch.float32))
+            )
+            for index, layer in layout.items()
+        }
+        self._plan: StepPlan
+        self._newest = -1  # the layer that cached last
+
+    def begin(self, plan: StepPlan) -> None:
+        self._plan = plan
+
+    # ---- as a model's own modules see it
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Cache the new tokens, (1, K, T, D) each, and give them back."""
+        self._cache(layer_idx, keys[0].transpose(0, 1).float(), values[0].transpose(0, 1).float())
+        self._newest = layer_idx
+        return keys, values
+
+    def attend(
+        self,
+        q_1HTD: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        sinks: Tensor | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """The `Ragged` of models/attention.py."""
+        how = Scores(
+            q_1HTD.shape[-1] ** -0.5 if scaling is None else scaling,
+            window,
+            None if sinks is None else sinks.float(),
+            softcap,
+        )
+        out = self._attend(self._newest, q_1HTD[0].transpose(0, 1).float(), how)
+        return out.to(q_1HTD.dtype)[None]
+
+    # ---- as the layers of models/dense.py see it
+
+    def dense(
+        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+    ) -> Tensor:
+        """(T, E) float32 through all these layers."""
+        for index, layer in layers.items():
+
+            def cached(q: Tensor, k: Tensor, v: Tensor, how: Scores, at: int = index) -> Tensor:
+                self._cache(at, k, v)
+                return self._attend(at, q, how)
+
+            x = run_layer(layer, x, angles, cached, dtype)
+        return x
+
+    def _cache(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
+        keys, key_scale, values, value_scale = self._pools[layer]
+        slots = self._plan.slots
+        for fresh, codes, scales in ((k_TKD, keys, key_scale), (v_TKD, values, value_scale)):
+            rounded, scale = round_rows(fresh)
+            codes.index_copy_(0, slots, rounded.to(torch.int16))
+            scales.index_copy_(0, slots, scale)
+
+    def _attend(self, layer: int, q_THD: Tensor, how: Scores) -> Tensor:
+        groups = self._plan.groups()
+        if len(groups) == 1:  # in the order of tokens
+            out = self._attend_group(layer, q_THD, groups[0], how)
+            return out.flatten(0, 1)
+        parts = torch.empty_like(q_THD)
+        for group in groups:
+            out = self._attend_group(layer, q_THD[group.tokens], group, how)
+            parts = parts if parts.shape[2] == out.shape[3] else _resized(parts, out)
+            parts[group.tokens] = out.flatten(0, 1)
+        return parts
+
+    def _attend_group(self, layer: int, q_THD: Tensor, group: Group, how: Scores) -> Tensor:
+        first, slots = group.context(how.window, BLOCK)
+        rows, places = slots.shape
+        context = Context(
+            first,
+            *(
+                pool.index_select(0, slots.view(-1)).view(rows, places, *pool.shape[1:])
+                for pool in self._pools[layer]
+            ),
+        )
+        q_BNHD = q_THD.reshape(rows, -1, *q_THD.shape[1:])
+        return attend(q_BNHD, group.positions, context, how)
+
+
+def _resized(parts: Tensor, like: Tensor) -> Tensor:
+    return parts.new_empty(*parts.shape[:2], like.shape[3])
