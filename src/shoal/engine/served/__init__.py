@@ -7,6 +7,7 @@ pure; `client.py` alone has a socket. Start reading at `dialect.py`.
 
 from .client import BackendAddress, EngineClient
 from .dialect import Dialect, Job
-from .probe import probe
+from .engine import Engine
+from .probe import Probed, probe
 
-__all__ = ["BackendAddress", "Dialect", "EngineClient", "Job", "probe"]
+__all__ = ["BackendAddress", "Dialect", "Engine", "EngineClient", "Job", "Probed", "probe"]

@@ -48,7 +48,7 @@ class LlamaDialect(Dialect):
             "top_p": asked.top_p,
             "min_p": asked.min_p,
             "repeat_penalty": asked.repetition_penalty,
-            "repeat_last_n": -1,
+            "repeat_last_n": len(job.ids) + job.room,
             "presence_penalty": asked.presence_penalty,
             "frequency_penalty": asked.frequency_penalty,
             "seed": asked.seed & SEED_MASK,

@@ -180,19 +180,25 @@ def _sample(tokenizer: Tokenizer) -> list[int]:
 async def _complete(
     client: EngineClient, server: _Server, prompt: str | list[int], **more: Any
 ) -> dict[str, Any]:
-    """One greedy token; empty when the engine will not have such a question."""
-    body = {"model": server.model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
-    return await _maybe(client, "v1/completions", {**body, **more})
+    """One greedy token; empty when the engine will not have such a question. (To a prompt of ids
+    llama-cpp-python answers 500.)
+    """
+    body = {"model": server.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, **more}
+    refusals = NOT_THERE if isinstance(prompt, str) else (*NOT_THERE, 500)
+    return await _maybe(client, "v1/completions", body, refusals)
 
 
 async def _maybe(
-    client: EngineClient, path: str, body: dict[str, Any] | None = None
+    client: EngineClient,
+    path: str,
+    body: dict[str, Any] | None = None,
+    refusals: Sequence[int] = NOT_THERE,
 ) -> dict[str, Any]:
     """Empty when the server has no such thing. Raises BackendFailed when it is not well."""
     try:
         return await client.ask(path, body)
     except BackendFailed as error:
-        if error.status in NOT_THERE:
+        if error.status in refusals:
             return {}
         raise _final(error) from None
 
