@@ -57,7 +57,7 @@ class Context:
 def attend(q_BNHD: Tensor, positions_BN: Tensor, context: Context, how: Scores) -> Tensor:
     """(B, N, H, W) float32 for queries (B, N, H, D) float32 at these positions."""
     rows, count, heads, _ = q_BNHD.shape
-    hidden = _hidden(positions_BN, context, how.window)
+    hidden = hidden_places(positions_BN, context, how.window)
     step = max(1, MOST_SCORES // (rows * heads * context.keys.shape[1]))
     parts = [
         _attend(q_BNHD[:, at : at + step], hidden[:, at : at + step], context, how)
@@ -66,7 +66,7 @@ def attend(q_BNHD: Tensor, positions_BN: Tensor, context: Context, how: Scores) 
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _hidden(positions_BN: Tensor, context: Context, window: int | None) -> Tensor:
+def hidden_places(positions_BN: Tensor, context: Context, window: int | None) -> Tensor:
     """(B, N, S) True where a token may not look."""
     tokens = torch.arange(context.keys.shape[1], device=positions_BN.device)
     tokens = (context.first[:, None] + tokens)[:, None]
@@ -76,45 +76,54 @@ def _hidden(positions_BN: Tensor, context: Context, window: int | None) -> Tenso
 
 
 def _attend(q_BNHD: Tensor, hidden_BNS: Tensor, context: Context, how: Scores) -> Tensor:
-    rows, count, heads, width = q_BNHD.shape
-    kv_heads = context.keys.shape[2]
-    grouped = q_BNHD.view(rows, count, kv_heads, -1, width).permute(0, 2, 1, 3, 4)
-    codes, scale_BKNG = round_rows(grouped)
-    scores = _scores(codes, scale_BKNG.mul_(how.scaling), context)
+    scores = products(q_BNHD, context.keys, context.key_scale, how.scaling)
     if how.softcap is not None:
         scores = tanh(scores.div_(how.softcap)).mul_(how.softcap)
+    return weighted(scores, hidden_BNS, context.values, context.value_scale, how.sinks)
+
+
+def products(q_BNHD: Tensor, keys_BSKD: Tensor, scale_BSK: Tensor, scaling: float) -> Tensor:
+    """(B, K, N, G, S) float32: queries, rounded, times keys."""
+    rows, count, _, width = q_BNHD.shape
+    grouped = q_BNHD.reshape(rows, count, keys_BSKD.shape[2], -1, width).permute(0, 2, 1, 3, 4)
+    codes, scale_BKNG = round_rows(grouped)
+    sums = _exact_product(codes.flatten(2, 3), keys_BSKD.permute(0, 2, 3, 1), 64.0)
+    scores = sums.view(*scale_BKNG.shape, -1)
+    scores.mul_(scale_BSK.transpose(1, 2)[:, :, None, None])
+    return scores.mul_(scale_BKNG.mul_(scaling)[..., None])
+
+
+def weighted(
+    scores_BKNGS: Tensor,
+    hidden_BNS: Tensor,
+    values_BSKW: Tensor,
+    scale_BSK: Tensor,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """(B, N, H, W) float32: values, weighted by the softmax of the scores, which are used up."""
+    rows, kv_heads, count, group, _ = scores_BKNGS.shape
     hidden = hidden_BNS[:, None, :, None]
-    scores.masked_fill_(hidden, -torch.inf)
-    highest = scores.amax(-1, keepdim=True)
-    sinks = None if how.sinks is None else how.sinks.view(kv_heads, 1, -1, 1)
+    highest = scores_BKNGS.masked_fill_(hidden, -torch.inf).amax(-1, keepdim=True)
+    sinks = None if sinks_H is None else sinks_H.view(kv_heads, 1, -1, 1)
     if sinks is not None:
         highest = torch.maximum(highest, sinks)
-    weights = exp(scores.sub_(highest))
+    weights = exp(scores_BKNGS.sub_(highest))
     total = (weights * ONE).round_().sum(-1, keepdim=True, dtype=torch.float64)  # whole: exact
     if sinks is not None:
         total += (exp(sinks - highest) * ONE).round_().double()
-    weights.mul_(context.value_scale.transpose(1, 2)[:, :, None, None])
-    out = _weighted_values(weights.masked_fill_(hidden, 0.0), context)
+    weights.mul_(scale_BSK.transpose(1, 2)[:, :, None, None])
+    out = _weighted_values(weights.masked_fill_(hidden, 0.0), values_BSKW)
     out.div_(total.float().mul_(1 / ONE))
-    return out.permute(0, 2, 1, 3, 4).reshape(rows, count, heads, -1)
+    return out.permute(0, 2, 1, 3, 4).reshape(rows, count, kv_heads * group, -1)
 
 
-def _scores(codes_BKNGD: Tensor, scale_BKNG: Tensor, context: Context) -> Tensor:
-    """(B, K, N, G, S) float32."""
-    keys = context.keys.permute(0, 2, 3, 1)
-    sums = _exact_product(codes_BKNGD.flatten(2, 3), keys, 64.0)
-    scores = sums.view(*scale_BKNG.shape, -1)
-    scores.mul_(context.key_scale.transpose(1, 2)[:, :, None, None])
-    return scores.mul_(scale_BKNG[..., None])
-
-
-def _weighted_values(weights_BKNGS: Tensor, context: Context) -> Tensor:
+def _weighted_values(weights_BKNGS: Tensor, values_BSKW: Tensor) -> Tensor:
     """(B, K, N, G, W) float32: the values of each block summed exactly, then block after block."""
     rows, kv_heads, count, group, _ = weights_BKNGS.shape
     weights = weights_BKNGS.view(rows, kv_heads, count * group, -1, BLOCK)
     scale = weights.amax(-1, keepdim=True).clamp_(min=SMALLEST_WEIGHT).div_(WEIGHT_LIMIT)
     codes = (weights / scale).round_().transpose(2, 3)
-    values = context.values.transpose(1, 2)
+    values = values_BSKW.transpose(1, 2)
     values = values.reshape(rows, kv_heads, -1, BLOCK, values.shape[-1])
     blocks = _exact_product(codes, values, 128.0).mul_(scale.transpose(2, 3)).unbind(2)
     out: Tensor = blocks[0]
