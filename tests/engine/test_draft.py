@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engine.draft import MAX_DRAFT, DraftLength, NgramDrafter, NgramIndex, Wish
+from shoal.engine.draft import MAX_DRAFT, DraftLength, NgramDrafter, NgramIndex, Wish, rewinds
 from shoal.units import SessionId
 
 ids_of_few = st.lists(st.integers(0, 3), max_size=60)
@@ -134,3 +134,17 @@ def test_a_text_without_matches_is_left_no_worse() -> None:
 def test_drafting_works_without_torch() -> None:
     code = "import sys, shoal.engine.draft; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "can"),
+    [
+        ({"model_type": "llama"}, True),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, True),
+        ({"layer_types": ["linear_attention", "full_attention"]}, False),
+        ({"model_type": "qwen3_next", "linear_num_key_heads": 2}, False),
+        ({"model_type": "bamba", "mamba_d_state": 16}, False),
+    ],
+)
+def test_models_with_a_running_state_get_no_drafts(config: dict[str, object], can: bool) -> None:
+    assert rewinds(config) == can

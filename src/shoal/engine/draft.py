@@ -11,13 +11,14 @@ Pure and without torch. `draft_model.py` is the other drafter.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..units import SessionId
 
 MAX_DRAFT = 16  # tokens in one row
+POSITIONAL = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +156,14 @@ class DraftLength:
         else:
             grown = 2 * self._length if accepted == drafted else accepted + 1
             self._length, self._rest = min(self._most, grown), self.REST
+
+
+def rewinds(config: Mapping[str, Any]) -> bool:
+    """Whether a model's layers remember by position, so that a wrong draft is written over. Those
+    that keep a running state cannot take back what they have read.
+    """
+    kinds = map(str, config.get("layer_types") or ())
+    states = ("linear_", "mamba_", "ssm_", "conv_", "lru_", "rwkv_")
+    return all(kind in POSITIONAL for kind in kinds) and not any(
+        key.startswith(states) for key in config
+    )
