@@ -12,6 +12,23 @@ import msgspec
 MAX_LOGPROBS = 20  # as many alternatives as OpenAI's API allows
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 256
+MAX_GRAMMAR_BYTES = 40 << 10  # with all else of a Sampling it must fit into a frame's header
+
+
+class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the text must be: any JSON object, JSON of a schema, or calls of tools (`text` is then a
+    schema, or a `ToolRules` of `engine/grammar.py`, in JSON).
+    """
+
+    kind: Literal["json_object", "json_schema", "tools"]
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        size = len(self.text.encode(errors="replace"))
+        if size > MAX_GRAMMAR_BYTES:
+            raise ValueError(
+                f"grammar of {size} bytes is larger than the {MAX_GRAMMAR_BYTES} that are allowed"
+            )
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +53,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, ...
     ] = ()  # end-of-text ids and stop_token_ids; the matching token ends the session
     max_tokens: int = 1024
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         limits = (

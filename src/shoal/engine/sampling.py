@@ -1,8 +1,8 @@
 """Chooses the next token of every session in a step, from the logits of the last stage.
 
 Per row, in the order of transformers and vLLM: logit_bias, repetition penalty, presence and
-frequency penalties; then the best token if the row is greedy, else temperature, top_k, top_p,
-min_p and one draw.
+frequency penalties, the grammar's mask; then the best token if the row is greedy, else temperature,
+top_k, top_p, min_p and one draw. Logprobs are those of the raw logits.
 
 A row's token depends on nothing but its own logits, its own history and (seed, output position):
 not on the rows beside it, its place, the thread count or a restart. Hence the draw comes from a
@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..errors import InvalidRequest
+from .grammar import Grammars, Matcher
 from .request import Ending, Sampled, Sampling, TokenLogprob
 
 Floats = npt.NDArray[np.float32]
@@ -34,18 +36,25 @@ Ids = npt.NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would overflow float32
 LARGEST_LOGIT = 1e30
+COMPILE_WITHIN_S = 0.25  # neighbours wait for a heartbeat meanwhile
 
 
 class SamplerState:
     """What the sampler remembers of one session: its settings and which tokens were seen how often.
 
     Built from the output so far, it goes on exactly as the state that chose that output would have.
+    `matcher` is at the beginning of the output, and this state's own.
     """
 
     def __init__(
-        self, sampling: Sampling, prompt_ids: Iterable[int], output_ids: Iterable[int] = ()
+        self,
+        sampling: Sampling,
+        prompt_ids: Iterable[int],
+        output_ids: Iterable[int] = (),
+        matcher: Matcher | None = None,
     ) -> None:
         self.sampling = sampling
+        self.matcher = matcher
         self.position = 0  # output tokens so far; the next token is number `position`
         self.seen: set[int] = set(prompt_ids)  # for repetition_penalty: prompt and output
         self.counts: Counter[int] = Counter()  # for presence and frequency: output only
@@ -58,7 +67,11 @@ class SamplerState:
         self.position += 1
         self.seen.add(token)
         self.counts[token] += 1
-        if token in self._stops:
+        if self.matcher is not None:
+            self.matcher.take(token)
+            if self.matcher.failed:
+                return "length"  # a text that is not whole
+        if token in self._stops or (self.matcher is not None and self.matcher.ended):
             return "stop"
         return "length" if self.position >= self.sampling.max_tokens else ""
 
@@ -72,7 +85,29 @@ class SamplerState:
         wanted = self.sampling
         penalties = wanted.presence_penalty or wanted.frequency_penalty
         unchanged = wanted.repetition_penalty == 1.0 and not penalties and not wanted.logit_bias
-        return self.is_greedy and unchanged and wanted.logprobs < 0
+        free = self.matcher is None
+        return self.is_greedy and unchanged and wanted.logprobs < 0 and free
+
+
+class Samplers:
+    """Makes the states of one model's sessions. `grammars` may say why it cannot have any."""
+
+    def __init__(self, grammars: Grammars | InvalidRequest) -> None:
+        self._grammars = grammars
+
+    def __call__(
+        self, sampling: Sampling, prompt_ids: Iterable[int], output_ids: Iterable[int] = ()
+    ) -> SamplerState:
+        """Raises InvalidRequest for a grammar that cannot be used, Overloaded when it cannot yet.
+
+        Waits for a compilation: a few milliseconds, and at most COMPILE_WITHIN_S.
+        """
+        if sampling.grammar is None:
+            return SamplerState(sampling, prompt_ids, output_ids)
+        if isinstance(self._grammars, InvalidRequest):
+            raise self._grammars
+        matcher = self._grammars.matcher(sampling.grammar, COMPILE_WITHIN_S)
+        return SamplerState(sampling, prompt_ids, output_ids, matcher)
 
 
 def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Sampled]:
@@ -139,6 +174,8 @@ def _cleaned(row: torch.Tensor) -> Floats:
 
 def _sample_row(raw: Floats, state: SamplerState) -> Sampled:
     logits = _adjusted(raw, state)
+    if state.matcher is not None and not _restrict(logits, state.matcher):
+        return Sampled(state.matcher.end_id, state.accept(state.matcher.end_id))
     token = int(logits.argmax()) if state.is_greedy else _draw(logits, state)
     logprob, top = _logprobs(raw, token, state.sampling.logprobs)
     return Sampled(token, state.accept(token), logprob, top)
@@ -160,6 +197,16 @@ def _adjusted(raw: Floats, state: SamplerState) -> Floats:
         counts = np.fromiter((state.counts[token] for token in ids.tolist()), np.float32, len(ids))
         logits[ids] -= wanted.presence_penalty + wanted.frequency_penalty * counts
     return logits
+
+
+def _restrict(logits: Floats, matcher: Matcher) -> bool:
+    """Make impossible, in place, what the grammar forbids. False when it says nothing any more."""
+    bits = np.frombuffer(matcher.allowed(), np.uint8)
+    allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(bool)
+    if not allowed.any():
+        return False
+    logits[~allowed] = -np.inf
+    return True
 
 
 def _known(tokens: Iterable[int], vocabulary: int) -> Ids:
