@@ -34,7 +34,10 @@ COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT_S = 120.0
 
 X86 = {
-    "avx512vnni": "-mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni".split(),
+    "avx512vnni": [
+        "-mavx2",
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+    ],
     "avxvnni": ["-mavx2", "-mavxvnni"],
     "avx2": ["-mavx2"],
 }

@@ -13,7 +13,8 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_void_p
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Native:
         """weights (N, K) int8, scale (N,) float32, bias (N,) float32. Copies them."""
         n, k = weights.shape
         args = _pointer(weights, torch.int8), *_scales(n, scale, bias)
-        return NativeLinear(self, self.library.shoal_linear8(*args, n, k), n, k)
+        return NativeLinear(self, self.library.shoal_linear8(*args, n, k), weights.shape, 8)
 
     def linear4(
         self,
@@ -122,17 +123,17 @@ class Native:
         Weight n, k is table[codes[n, k]] * multipliers[n, k // 32], within -127..127.
         """
         n, k = codes.shape
-        assert table.shape == (16,) and multipliers.shape == (n, -(-k // 32))
+        _require(table.shape == (16,) and multipliers.shape == (n, -(-k // 32)), "shapes")
         arrays = _pointer(codes, torch.uint8), _pointer(table, torch.int8)
         args = *arrays, _pointer(multipliers, torch.uint8), *_scales(n, scale, bias)
-        return NativeLinear(self, self.library.shoal_linear4(*args, n, k), n, k)
+        return NativeLinear(self, self.library.shoal_linear4(*args, n, k), codes.shape, 4)
 
     def linear16(self, weights: Tensor, bias: Tensor | None = None) -> NativeLinear:
         """weights (N, K) float32, rounded to 12 bits per row here."""
         n, k = weights.shape
         args = _pointer(weights, torch.float32), _bias(bias)
         made = self.library.shoal_linear16(*args, n, k)
-        return NativeLinear(self, made, n, k)
+        return NativeLinear(self, made, weights.shape, 16)
 
     def quantise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (M, K) float32 -> codes (M, K) uint8, scale (M, 1), as `quantise_rows` does."""
@@ -149,17 +150,21 @@ class NativeLinear:
     Raises ValueError where weights are out of range or K is over 131000.
     """
 
-    __slots__ = ("_native", "_run", "handle", "inputs", "outputs")
+    __slots__ = ("_run", "handle", "inputs", "kind", "native", "outputs")
 
-    def __init__(self, native: Native, handle: int | None, outputs: int, inputs: int) -> None:
-        self._native, self._run, self.handle = native, native.run, handle
-        self.outputs, self.inputs = outputs, inputs
+    def __init__(self, native: Native, handle: int | None, shape: torch.Size, kind: int) -> None:
+        self.native, self._run, self.handle = native, native.run, handle
+        self.outputs, self.inputs = shape
+        self.kind = kind
         if not handle:
-            raise ValueError(f"cannot pack {outputs} x {inputs} weights: out of range")
+            raise ValueError(f"cannot pack {tuple(shape)} weights: a value or size is out of range")
 
     def __call__(self, x: Tensor) -> Tensor:
-        assert x.dtype is torch.float32 and x.shape[-1] == self.inputs and x.is_contiguous()
-        rows = x.shape[0]
+        rows, inputs = x.shape
+        if inputs != self.inputs or x.dtype is not torch.float32 or not x.is_contiguous():
+            raise ValueError(
+                f"wanted contiguous float32 (M, {self.inputs}), got {x.dtype} {x.shape}"
+            )
         y = torch.empty(rows, self.outputs)
         self._run(self.handle, x.data_ptr(), rows, y.data_ptr())
         return y
@@ -167,11 +172,36 @@ class NativeLinear:
     @property
     def nbytes(self) -> int:
         """What the packed weights take."""
-        return int(self._native.library.shoal_linear_bytes(self.handle))
+        return int(self.native.library.shoal_linear_bytes(self.handle))
 
     def __del__(self) -> None:
         if self.handle:
-            self._native.free(self.handle)
+            self.native.free(self.handle)
+
+
+class NativeExperts:
+    """Several linears of one shape, each for its own rows of x, in one parallel region."""
+
+    def __init__(self, experts: Sequence[NativeLinear]) -> None:
+        shapes = {(expert.outputs, expert.inputs, expert.kind) for expert in experts}
+        _require(len(shapes) == 1, "experts differ in shape or kind")
+        self._experts, self._run = list(experts), experts[0].native.run_rows
+        self._handles = (c_void_p * len(experts))(*[expert.handle for expert in experts])
+        self._inputs, self.outputs = experts[0].inputs, experts[0].outputs
+
+    def __call__(self, x: Tensor, row_begin: Sequence[int]) -> Tensor:
+        """Rows row_begin[e] .. row_begin[e + 1] of x (M, K) go through expert e -> (M, N).
+
+        row_begin has one entry more than there are experts, from 0 up to M, never falling.
+        """
+        rows, count = x.shape[0], len(self._experts)
+        _require(x.shape[1] == self._inputs and len(row_begin) == count + 1, "shapes")
+        _require(row_begin[0] == 0 and row_begin[-1] == rows, "rows without an expert")
+        _require(all(a <= b for a, b in pairwise(row_begin)), "row_begin falls")
+        y = torch.empty(rows, self.outputs)
+        begins = (c_int * (count + 1))(*row_begin)
+        self._run(self._handles, count, begins, _pointer(x, torch.float32), y.data_ptr())
+        return y
 
 
 Pointer = c_void_p
@@ -194,14 +224,22 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def _pointer(tensor: Tensor, dtype: torch.dtype) -> int:
-    assert tensor.dtype is dtype and tensor.is_contiguous() and tensor.device.type == "cpu"
+    _require(tensor.dtype is dtype and tensor.device.type == "cpu", f"not {dtype} on the CPU")
+    _require(tensor.is_contiguous(), "not contiguous")
     return tensor.data_ptr()
 
 
 def _scales(outputs: int, scale: Tensor, bias: Tensor | None) -> tuple[int, int | None]:
-    assert scale.shape == (outputs,) and (bias is None or bias.shape == (outputs,))
+    _require(scale.shape == (outputs,), "scale shape")
+    _require(bias is None or bias.shape == (outputs,), "bias shape")
     return _pointer(scale, torch.float32), _bias(bias)
 
 
 def _bias(bias: Tensor | None) -> int | None:
     return None if bias is None else _pointer(bias, torch.float32)
+
+
+def _require(holds: bool, what: str) -> None:
+    """What the library would read or write out of bounds without: asserts may be switched off."""
+    if not holds:
+        raise ValueError(f"cannot compute: {what}")

@@ -10,9 +10,8 @@ namespace shoal {
 // 4-bit weights: two steps share a byte, the even one in the low nibbles; after every 32 inputs
 // (a group) one multiplier per output applies, kept apart as (groups, 32) bytes.
 constexpr int PANEL = 32;
-constexpr int GROUP = 32;       // inputs are padded to whole groups
+constexpr int GROUP = 32;       // inputs are padded to whole groups; offsets below need GROUP == PANEL
 constexpr int BLOCK16 = 256;    // 12-bit products: this many fit an int32 sum
-constexpr int MOST_ROWS = 16;   // no variant takes more rows at once
 
 struct Rows {  // codes of some rows; padded inputs are 128
     const uint8_t* codes;
@@ -28,16 +27,18 @@ struct Panel4 {
 
 struct Kernels {
     const char* name;
-    int rows8;  // the most rows of one call of tile8
-    int rows4;  // of tile4; with more, unpacking the panel to int8 first is faster
+    bool is_signed;
+    int rows8;    // the most rows of one call of tile8
+    int rows4;    // of tile4
+    int direct4;  // with more rows in all, unpacking to int8 first is faster
 
     // x (K) -> codes, returns the scale; a row that is not finite gives codes 128 and NaN
     float (*quantise)(const float* x, int K, uint8_t* codes);
     float (*quantise16)(const float* x, int K, int16_t* codes);
 
-    // sums[row][output] = sum of (code - 128) * w over `inputs`; offset[output] = 128 * sum of w
-    void (*tile8)(Rows, const int8_t* panel, int inputs, const int32_t* offset, int32_t* sums);
-    void (*tile4)(Rows, Panel4, int inputs, const int32_t* offset, int32_t* sums);
+    // sums[row][output] += sum of code * w over `inputs`, with code - 128 where is_signed
+    void (*tile8)(Rows, const int8_t* panel, int inputs, int32_t* sums);
+    void (*tile4)(Rows, Panel4, int inputs, int32_t* sums);
     void (*unpack4)(Panel4, int inputs, int8_t* panel);
 
     // inputs is a multiple of BLOCK16

@@ -1,7 +1,9 @@
 // The few vector operations the kernels are made of, for the instruction set being compiled.
 //
 // Lanes holds sums of OUTPUTS outputs. dot(sum, four codes, weights) adds four products per output.
-// SIGNED says that dot takes code - 128 (as int8) instead of the code.
+// SIGNED says that dot takes code - 128 (as int8) instead of the code. SUMS registers are for sums;
+// tiles have up to ROWS8 rows (4-bit weights: ROWS4); for more than DIRECT4 rows 4-bit weights are
+// unpacked to 8 bits first.
 
 #pragma once
 #include <stdint.h>
@@ -27,15 +29,15 @@ struct Lanes {
     using Sums = __m512i;
     using Weights = __m512i;
     using Codes = __m512i;
-    static constexpr int OUTPUTS = 16, ROWS8 = 12, ROWS4 = 6;
+    static constexpr int OUTPUTS = 16, SUMS = 24, ROWS8 = 12, ROWS4 = 12, DIRECT4 = 24;
     static constexpr bool SIGNED = false;
     static Sums zero() { return _mm512_setzero_si512(); }
     static Weights load(const void* p) { return _mm512_loadu_si512(p); }
+    static Sums load_sums(const void* p) { return load(p); }
     static void store(void* p, __m512i v) { _mm512_storeu_si512(p, v); }
     static Codes spread(const uint8_t* codes) { return _mm512_set1_epi32(four_bytes(codes)); }
     static Sums dot(Sums sums, Codes a, Weights w) { return _mm512_dpbusd_epi32(sums, a, w); }
     static Sums add(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
-    static Sums subtract(Sums a, Sums b) { return _mm512_sub_epi32(a, b); }
     static Sums times(Sums a, Sums b) { return _mm512_mullo_epi32(a, b); }
     static Sums widen(const uint8_t* m) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
@@ -67,14 +69,15 @@ struct Lanes {
     static Weights load(const void* p) {
         return _mm256_loadu_si256(static_cast<const __m256i*>(p));
     }
+    static Sums load_sums(const void* p) { return load(p); }
     static void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
     static Codes spread(const uint8_t* codes) { return _mm256_set1_epi32(four_bytes(codes)); }
 #if defined(__AVXVNNI__)
-    static constexpr int ROWS8 = 6, ROWS4 = 3;
+    static constexpr int SUMS = 12, ROWS8 = 6, ROWS4 = 6, DIRECT4 = 12;
     static Sums dot(Sums sums, Codes a, Weights w) { return _mm256_dpbusd_avx_epi32(sums, a, w); }
 #else
     // In 16 bits, even and odd bytes apart: pairs of 8-bit products would saturate.
-    static constexpr int ROWS8 = 4, ROWS4 = 2;
+    static constexpr int SUMS = 8, ROWS8 = 4, ROWS4 = 4, DIRECT4 = 8;
     static Sums dot(Sums sums, Codes a, Weights w) {
         const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8);
         const __m256i odd = _mm256_srai_epi16(w, 8);
@@ -84,7 +87,6 @@ struct Lanes {
     }
 #endif
     static Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
-    static Sums subtract(Sums a, Sums b) { return _mm256_sub_epi32(a, b); }
     static Sums times(Sums a, Sums b) { return _mm256_mullo_epi32(a, b); }
     static Sums widen(const uint8_t* m) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(m)));
@@ -110,10 +112,11 @@ struct Lanes {
     using Sums = int32x4_t;
     using Weights = int8x16_t;
     using Codes = int8x16_t;
-    static constexpr int OUTPUTS = 4, ROWS8 = 4, ROWS4 = 1;
+    static constexpr int OUTPUTS = 4, SUMS = 24, ROWS8 = 6, ROWS4 = 6, DIRECT4 = 6;
     static constexpr bool SIGNED = true;
     static Sums zero() { return vdupq_n_s32(0); }
     static Weights load(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
+    static Sums load_sums(const void* p) { return vld1q_s32(static_cast<const int32_t*>(p)); }
     static void store(void* p, Sums v) { vst1q_s32(static_cast<int32_t*>(p), v); }
     static void store(void* p, Weights v) { vst1q_s8(static_cast<int8_t*>(p), v); }
     static Codes spread(const uint8_t* codes) {
@@ -128,7 +131,6 @@ struct Lanes {
     }
 #endif
     static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
-    static Sums subtract(Sums a, Sums b) { return vsubq_s32(a, b); }
     static Sums times(Sums a, Sums b) { return vmulq_s32(a, b); }
     static Sums widen(const uint8_t* m) { return Sums{m[0], m[1], m[2], m[3]}; }
     static Weights table(const int8_t* lut) { return vld1q_s8(lut); }
@@ -145,7 +147,7 @@ struct Lanes {
 #else
 
 struct Lanes {  // plain C++, written so that compilers find the vectors
-    static constexpr int OUTPUTS = 16, ROWS8 = 4, ROWS4 = 0;
+    static constexpr int OUTPUTS = 16, ROWS8 = 4, ROWS4 = 0, DIRECT4 = 0;
     static constexpr bool SIGNED = true;
 };
 #define SHOAL_NO_LANES 1

@@ -11,6 +11,7 @@ namespace shoal {
 namespace {
 
 constexpr int ROWS_AT_ONCE = 240;       // codes of so many rows stay in the second cache
+constexpr int INPUTS_AT_ONCE = 512;     // 16 KiB of weights stay in the first cache
 constexpr int CHUNKS_A_THREAD = 8;      // small enough that a late thread costs little
 constexpr int LEAST_CHUNK = 1 << 18;    // products; less is not worth claiming
 
@@ -35,52 +36,72 @@ struct Grid {
     int chunks() const { return row_blocks * unit_blocks; }
 };
 
-int panel_width(const Linear& linear, int panel) { return std::min(PANEL, linear.N - panel * PANEL); }
+// Sums begin at minus 128 * (sum of weights) where the kernels take codes without a sign.
+void begin_sums(const int32_t* offset, int rows, int32_t* sums) {
+    const bool is_signed = kernels().is_signed;
+    for (int n = 0; n < PANEL; n++) sums[n] = is_signed ? 0 : int32_t(0u - uint32_t(offset[n]));
+    for (int r = 1; r < rows; r++) memcpy(sums + r * PANEL, sums, PANEL * sizeof(int32_t));
+}
 
-void finish_rows(const Task& task, int panel, int begin, int count, const int32_t* sums) {
+void finish_sums(const Task& task, int panel, int begin, int end, const int32_t* sums) {
     const Linear& linear = *task.linear;
-    const int n = panel * PANEL, width = panel_width(linear, panel);
+    const int n = panel * PANEL, width = std::min(PANEL, linear.N - n);
     const float* bias = linear.bias_or_null();
-    for (int r = 0; r < count; r++)
-        kernels().finish(sums + r * PANEL, linear.scale.as<float>() + n, bias ? bias + n : nullptr,
-                         task.codes->row_scale(begin + r), width,
-                         task.y + size_t(begin + r - task.begin) * task.ldy + n);
+    for (int m = begin; m < end; m++, sums += PANEL)
+        kernels().finish(sums, linear.scale.as<float>() + n, bias ? bias + n : nullptr,
+                         task.codes->row_scale(m), width,
+                         task.y + size_t(m - task.begin) * task.ldy + n);
 }
 
-// Calls tile for rows begin .. end in nearly equal pieces of at most `most`.
+// tile(rows, sums) for all rows in nearly equal pieces of at most `most`.
 template <class Tile>
-void each_piece(const Task& task, int panel, int begin, int end, int most, Tile tile) {
-    alignas(64) int32_t sums[MOST_ROWS * PANEL];
-    for (int pieces = parts(end - begin, most); pieces > 0; pieces--) {
-        const int count = parts(end - begin, pieces);
-        tile(Rows{task.codes->row(begin), task.codes->stride, count}, sums);
-        finish_rows(task, panel, begin, count, sums);
-        begin += count;
+void each_piece(Rows rows, int most, int32_t* sums, Tile tile) {
+    for (int pieces = parts(rows.count, most); pieces > 0; pieces--) {
+        const int count = parts(rows.count, pieces);
+        tile(Rows{rows.codes, rows.stride, count}, sums);
+        rows.codes += size_t(count) * rows.stride;
+        rows.count -= count;
+        sums += count * PANEL;
     }
 }
 
-void multiply8(const Task& task, int panel, const int8_t* weights, int begin, int end) {
-    const Kernels& k = kernels();
-    const Linear& linear = *task.linear;
-    const int32_t* offset = linear.offset.as<int32_t>() + panel * PANEL;
-    each_piece(task, panel, begin, end, k.rows8, [&](Rows rows, int32_t* sums) {
-        k.tile8(rows, weights, linear.inputs, offset, sums);
-    });
+// Block after block of inputs: its weights stay in the first cache for all rows.
+void add_panel8(const Linear& linear, int panel, Rows rows, int32_t* sums) {
+    const Kernels& kernel = kernels();
+    const int block = rows.count <= kernel.rows8 ? linear.inputs : INPUTS_AT_ONCE;
+    for (int k = 0; k < linear.inputs; k += block, rows.codes += block)
+        each_piece(rows, kernel.rows8, sums, [&](Rows piece, int32_t* to) {
+            const int inputs = std::min(block, linear.inputs - k);
+            kernel.tile8(piece, linear.panel8(panel) + k * PANEL, inputs, to);
+        });
 }
 
-void multiply4(const Task& task, int panel, int begin, int end) {
-    const Kernels& k = kernels();
-    const Linear& linear = *task.linear;
-    if (end - begin > k.rows4) {
-        static thread_local Bytes unpacked;
-        unpacked.reserve(size_t(PANEL) * linear.inputs);
-        k.unpack4(linear.panel4(panel), linear.inputs, unpacked.as<int8_t>());
-        return multiply8(task, panel, unpacked.as<int8_t>(), begin, end);
+void add_panel4(const Linear& linear, int panel, Rows rows, int32_t* sums) {
+    const Kernels& kernel = kernels();
+    const Panel4 all = linear.panel4(panel);
+    if (rows.count <= kernel.direct4)
+        return each_piece(rows, kernel.rows4, sums, [&](Rows piece, int32_t* to) {
+            kernel.tile4(piece, all, linear.inputs, to);
+        });
+    alignas(64) int8_t unpacked[INPUTS_AT_ONCE * PANEL];
+    for (int k = 0; k < linear.inputs; k += INPUTS_AT_ONCE, rows.codes += INPUTS_AT_ONCE) {
+        const int inputs = std::min(INPUTS_AT_ONCE, linear.inputs - k);
+        const Panel4 block = {all.nibbles + k * (PANEL / 2), all.multipliers + k, all.lut};
+        kernel.unpack4(block, inputs, unpacked);
+        each_piece(rows, kernel.rows8, sums, [&](Rows piece, int32_t* to) {
+            kernel.tile8(piece, unpacked, inputs, to);
+        });
     }
-    const int32_t* offset = linear.offset.as<int32_t>() + panel * PANEL;
-    each_piece(task, panel, begin, end, k.rows4, [&](Rows rows, int32_t* sums) {
-        k.tile4(rows, linear.panel4(panel), linear.inputs, offset, sums);
-    });
+}
+
+void multiply(const Task& task, int panel, int begin, int end) {
+    const Linear& linear = *task.linear;
+    alignas(64) int32_t sums[ROWS_AT_ONCE * PANEL];
+    const Rows rows = {task.codes->row(begin), task.codes->stride, end - begin};
+    begin_sums(linear.offset.as<int32_t>() + panel * PANEL, rows.count, sums);
+    const auto add = linear.kind == Kind::w8 ? add_panel8 : add_panel4;
+    add(linear, panel, rows, sums);
+    finish_sums(task, panel, begin, end, sums);
 }
 
 void multiply16(const Task& task, int n, int begin, int end) {
@@ -101,11 +122,8 @@ void run_chunk(const Task& task, const Grid& grid, int chunk) {
     const int64_t block = chunk % grid.unit_blocks;
     const int first = int(block * grid.units / grid.unit_blocks);
     const int last = int((block + 1) * grid.units / grid.unit_blocks);
-    for (int unit = first; unit < last; unit++) switch (task.linear->kind) {
-            case Kind::w8: multiply8(task, unit, task.linear->panel8(unit), begin, end); break;
-            case Kind::w4: multiply4(task, unit, begin, end); break;
-            case Kind::w16: multiply16(task, unit, begin, end); break;
-        }
+    const auto one = task.linear->kind == Kind::w16 ? multiply16 : multiply;
+    for (int unit = first; unit < last; unit++) one(task, unit, begin, end);
 }
 
 template <class T, class Quantise>
@@ -113,13 +131,14 @@ void quantise_all(const float* x, int M, int K, int padding, T zero, Codes& code
     const int inputs = parts(K, padding) * padding;
     codes.M = M;
     codes.K = K;
-    codes.stride = size_t(inputs) * sizeof(T);
+    codes.stride = (size_t(inputs) * sizeof(T) + 63) / 64 * 64;
+    if (codes.stride % 128 == 0) codes.stride += 64;  // an odd number of lines: rows do not collide
     codes.codes.reserve(codes.stride * size_t(M));
     codes.scale.reserve(size_t(M) * sizeof(float));
     const int rows = std::max(1, (1 << 15) / K);
     parallel(parts(M, rows), [&](int chunk) {
         for (int m = chunk * rows; m < std::min(M, (chunk + 1) * rows); m++) {
-            T* to = codes.codes.as<T>() + size_t(m) * inputs;
+            T* to = reinterpret_cast<T*>(codes.codes.as<char>() + size_t(m) * codes.stride);
             codes.scale.as<float>()[m] = one(x + size_t(m) * K, K, to);
             std::fill(to + K, to + inputs, zero);
         }

@@ -9,10 +9,14 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
+#define INLINED __attribute__((always_inline))
+#define INLINE inline INLINED
+
 namespace shoal {
 namespace {
 
 constexpr int STEP = 4 * PANEL;  // bytes of one step of a panel
+constexpr int AHEAD8 = 512 * PANEL;  // prefetched while used: the next block of inputs, into L2
 constexpr uint32_t INFINITY_BITS = 0x7f800000, TINIEST_BITS = 0x2b8cbccc;  // 1e-12f
 
 float as_float(uint32_t bits) {
@@ -75,118 +79,153 @@ void finish(const int32_t* __restrict sums, const float* __restrict ws,
 
 #if !defined(SHOAL_NO_LANES)
 
+// each<N>(f) is f(0), f(1) .. f(N - 1), with the numbers known when compiling: loops over an array of
+// sums would leave the sums in memory (GCC 12), this leaves them in registers.
+template <int I>
+struct Constant {
+    constexpr operator int() const { return I; }
+};
+
+template <int N, class F>
+INLINE void each(F f) {
+    if constexpr (N > 0) {
+        each<N - 1>(f);
+        f(Constant<N - 1>());
+    }
+}
+
+INLINE void prefetch_step(const void* from) {
+    __builtin_prefetch(from, 0, 2);
+    __builtin_prefetch(static_cast<const char*>(from) + 64, 0, 2);
+}
+
+template <int R, int V>
+INLINE void load_sums(Lanes::Sums (&sums)[R][V], const int32_t* from) {
+    each<R * V>([&](auto i) INLINED {
+        sums[i / V][i % V] = Lanes::load_sums(from + i / V * PANEL + i % V * Lanes::OUTPUTS);
+    });
+}
+
+template <int R, int V>
+INLINE void store_sums(const Lanes::Sums (&sums)[R][V], int32_t* to) {
+    each<R * V>([&](auto i) INLINED {
+        Lanes::store(to + i / V * PANEL + i % V * Lanes::OUTPUTS, sums[i / V][i % V]);
+    });
+}
+
 // R rows times V vectors of outputs, beginning at vector `first`. All sums stay in registers.
 template <int R, int V>
-void some8(Rows rows, const int8_t* panel, int inputs, int first, const int32_t* offset,
-           int32_t* out) {
-    typename Lanes::Sums sums[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = Lanes::zero();
+void some8(Rows rows, const int8_t* panel, int inputs, int first, int32_t* out) {
+    out += first * Lanes::OUTPUTS;
+    Lanes::Sums sums[R][V];
+    load_sums(sums, out);
     const uint8_t* codes[R];
-    for (int r = 0; r < R; r++) codes[r] = rows.codes + size_t(r) * rows.stride;
+    each<R>([&](auto r) INLINED { codes[r] = rows.codes + r * rows.stride; });
     const int8_t* from = panel + first * Lanes::OUTPUTS * 4;
-    for (int k = 0; k < inputs; k += 4, from += STEP) {
-        typename Lanes::Weights w[V];
-        for (int v = 0; v < V; v++) w[v] = Lanes::load(from + v * Lanes::OUTPUTS * 4);
-        if (R <= 2) {
-            __builtin_prefetch(from + 8192);
-            __builtin_prefetch(from + 8192 + 64);
-        }
-        for (int r = 0; r < R; r++) {
+    for (ptrdiff_t k = 0; k < inputs; k += 4, from += STEP) {
+        prefetch_step(from + AHEAD8);
+        Lanes::Weights w[V];
+        each<V>([&](auto v) INLINED { w[v] = Lanes::load(from + v * Lanes::OUTPUTS * 4); });
+        each<R>([&](auto r) INLINED {
             const auto a = Lanes::spread(codes[r] + k);
-            for (int v = 0; v < V; v++) sums[r][v] = Lanes::dot(sums[r][v], a, w[v]);
-        }
+            each<V>([&](auto v) INLINED { sums[r][v] = Lanes::dot(sums[r][v], a, w[v]); });
+        });
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) {
-            const int at = (first + v) * Lanes::OUTPUTS;
-            if (!Lanes::SIGNED) sums[r][v] = Lanes::subtract(sums[r][v], Lanes::load(offset + at));
-            Lanes::store(out + r * PANEL + at, sums[r][v]);
-        }
+    store_sums(sums, out);
 }
 
 constexpr int VECTORS = PANEL / Lanes::OUTPUTS;
 
-// One row streams whole panels; more rows take as many vectors as the registers hold.
-template <int R>
-void rows8(Rows rows, const int8_t* panel, int inputs, const int32_t* offset, int32_t* out) {
-    constexpr int V = R <= 2 || VECTORS == 2 ? VECTORS : VECTORS == 4 ? 2 : 4;
-    for (int v = 0; v < VECTORS; v += V) some8<R, V>(rows, panel, inputs, v, offset, out);
+// How many vectors wide a tile of sums may be to stay in the registers.
+constexpr int width(int rows) {
+    int vectors = VECTORS;
+    while (vectors > 1 && rows * vectors > Lanes::SUMS) vectors /= 2;
+    return vectors;
 }
 
 template <int R>
-void rows4(Rows rows, Panel4 panel, int inputs, const int32_t* offset, int32_t* out) {
-    constexpr int V = VECTORS;
+void rows8(Rows rows, const int8_t* panel, int inputs, int32_t* sums) {
+    constexpr int V = width(R);
+    for (int v = 0; v < VECTORS; v += V) some8<R, V>(rows, panel, inputs, v, sums);
+}
+
+// Groups are summed on their own and multiplied as a whole.
+template <int R, int V>
+void some4(Rows rows, Panel4 panel, int inputs, int first, int32_t* out) {
+    out += first * Lanes::OUTPUTS;
     const auto table = Lanes::table(panel.lut);
-    typename Lanes::Sums total[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) total[r][v] = Lanes::zero();
-    const uint8_t* nibbles = panel.nibbles;
-    for (int group = 0; group < inputs; group += GROUP) {
-        typename Lanes::Sums sums[R][V];
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) sums[r][v] = Lanes::zero();
-        for (int k = group; k < group + GROUP; k += 8, nibbles += STEP) {
-            __builtin_prefetch(nibbles + 4096);
-            __builtin_prefetch(nibbles + 4096 + 64);
-            typename Lanes::Weights even[V], odd[V];
-            for (int v = 0; v < V; v++) {
+    Lanes::Sums total[R][V];
+    const uint8_t* codes[R];
+    each<R>([&](auto r) INLINED { codes[r] = rows.codes + r * rows.stride; });
+    load_sums(total, out);
+    const uint8_t* nibbles = panel.nibbles + first * Lanes::OUTPUTS * 4;
+    const uint8_t* multipliers = panel.multipliers + first * Lanes::OUTPUTS;
+    for (ptrdiff_t group = 0; group < inputs; group += GROUP) {
+        Lanes::Sums sums[R][V];
+        each<R * V>([&](auto i) INLINED { sums[i / V][i % V] = Lanes::zero(); });
+        for (ptrdiff_t k = group; k < group + GROUP; k += 8, nibbles += STEP) {
+            prefetch_step(nibbles + AHEAD8 / 2);
+            Lanes::Weights even[V], odd[V];
+            each<V>([&](auto v) INLINED {
                 const auto both = Lanes::load(nibbles + v * Lanes::OUTPUTS * 4);
                 even[v] = Lanes::low(table, both);
                 odd[v] = Lanes::high(table, both);
-            }
-            for (int r = 0; r < R; r++) {
-                const uint8_t* codes = rows.codes + size_t(r) * rows.stride + k;
-                const auto a = Lanes::spread(codes), b = Lanes::spread(codes + 4);
-                for (int v = 0; v < V; v++) sums[r][v] = Lanes::dot(sums[r][v], a, even[v]);
-                for (int v = 0; v < V; v++) sums[r][v] = Lanes::dot(sums[r][v], b, odd[v]);
-            }
+            });
+            each<R>([&](auto r) INLINED {
+                const auto a = Lanes::spread(codes[r] + k), b = Lanes::spread(codes[r] + k + 4);
+                each<V>([&](auto v) INLINED { sums[r][v] = Lanes::dot(sums[r][v], a, even[v]); });
+                each<V>([&](auto v) INLINED { sums[r][v] = Lanes::dot(sums[r][v], b, odd[v]); });
+            });
         }
-        for (int v = 0; v < V; v++) {
-            const auto m = Lanes::widen(panel.multipliers + group + v * Lanes::OUTPUTS);
-            for (int r = 0; r < R; r++)
+        each<V>([&](auto v) INLINED {
+            const auto m = Lanes::widen(multipliers + group + v * Lanes::OUTPUTS);
+            each<R>([&](auto r) INLINED {
                 total[r][v] = Lanes::add(total[r][v], Lanes::times(sums[r][v], m));
-        }
+            });
+        });
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) {
-            const int at = v * Lanes::OUTPUTS;
-            if (!Lanes::SIGNED)
-                total[r][v] = Lanes::subtract(total[r][v], Lanes::load(offset + at));
-            Lanes::store(out + r * PANEL + at, total[r][v]);
-        }
+    store_sums(total, out);
+}
+
+template <int R>
+void rows4(Rows rows, Panel4 panel, int inputs, int32_t* sums) {
+    constexpr int V = width(2 * R);
+    for (int v = 0; v < VECTORS; v += V) some4<R, V>(rows, panel, inputs, v, sums);
 }
 
 void unpack4(Panel4 panel, int inputs, int8_t* out) {
     const auto table = Lanes::table(panel.lut);
-    for (int v = 0; v < VECTORS; v++) {
-        const int at = v * Lanes::OUTPUTS;
-        const uint8_t* nibbles = panel.nibbles + at * 4;
-        int8_t* to = out + at * 4;
-        for (int group = 0; group < inputs; group += GROUP) {
-            const auto m = Lanes::pairs(Lanes::widen(panel.multipliers + group + at));
-            for (int k = 0; k < GROUP; k += 8, nibbles += STEP, to += 2 * STEP) {
-                const auto both = Lanes::load(nibbles);
-                Lanes::store(to, Lanes::times_bytes(Lanes::low(table, both), m));
-                Lanes::store(to + STEP, Lanes::times_bytes(Lanes::high(table, both), m));
-            }
+    const uint8_t* nibbles = panel.nibbles;
+    for (ptrdiff_t group = 0; group < inputs; group += GROUP) {
+        Lanes::Weights m[VECTORS];
+        each<VECTORS>([&](auto v) INLINED {
+            m[v] = Lanes::pairs(Lanes::widen(panel.multipliers + group + v * Lanes::OUTPUTS));
+        });
+        for (int k = 0; k < GROUP; k += 8, nibbles += STEP, out += 2 * STEP) {
+            prefetch_step(nibbles + AHEAD8 / 2);
+            each<VECTORS>([&](auto v) INLINED {
+                constexpr int at = decltype(v)() * Lanes::OUTPUTS * 4;
+                const auto both = Lanes::load(nibbles + at);
+                Lanes::store(out + at, Lanes::times_bytes(Lanes::low(table, both), m[v]));
+                Lanes::store(out + STEP + at, Lanes::times_bytes(Lanes::high(table, both), m[v]));
+            });
         }
     }
 }
 
 template <int R>
-void tile8_of(Rows rows, const int8_t* panel, int inputs, const int32_t* offset, int32_t* sums) {
+void tile8_of(Rows rows, const int8_t* panel, int inputs, int32_t* sums) {
     if constexpr (R > 0) {
-        if (rows.count < R) return tile8_of<R - 1>(rows, panel, inputs, offset, sums);
-        rows8<R>(rows, panel, inputs, offset, sums);
+        if (rows.count < R) return tile8_of<R - 1>(rows, panel, inputs, sums);
+        rows8<R>(rows, panel, inputs, sums);
     }
 }
 
 template <int R>
-void tile4_of(Rows rows, Panel4 panel, int inputs, const int32_t* offset, int32_t* sums) {
+void tile4_of(Rows rows, Panel4 panel, int inputs, int32_t* sums) {
     if constexpr (R > 0) {
-        if (rows.count < R) return tile4_of<R - 1>(rows, panel, inputs, offset, sums);
-        rows4<R>(rows, panel, inputs, offset, sums);
+        if (rows.count < R) return tile4_of<R - 1>(rows, panel, inputs, sums);
+        rows4<R>(rows, panel, inputs, sums);
     }
 }
 
@@ -196,8 +235,9 @@ constexpr auto tile4 = tile4_of<Lanes::ROWS4>;
 #else
 
 // Weights of one step are spread over int16 once for all rows; the loops over j are the vectors.
-void tile8(Rows rows, const int8_t* panel, int inputs, const int32_t*, int32_t* sums) {
-    int32_t total[Lanes::ROWS8][PANEL] = {};
+void tile8(Rows rows, const int8_t* panel, int inputs, int32_t* sums) {
+    int32_t total[Lanes::ROWS8][PANEL];
+    memcpy(total, sums, size_t(rows.count) * sizeof total[0]);
     for (int k = 0; k < inputs; k += 4) {
         int16_t w[4][PANEL];
         const int8_t* from = panel + k * PANEL;
@@ -225,13 +265,13 @@ void unpack4(Panel4 panel, int inputs, int8_t* out) {
     }
 }
 
-constexpr void (*tile4)(Rows, Panel4, int, const int32_t*, int32_t*) = nullptr;
+constexpr void (*tile4)(Rows, Panel4, int, int32_t*) = nullptr;
 
 #endif
 
 constexpr Kernels KERNELS = {
-    TEXT(SHOAL_VARIANT), Lanes::ROWS8, Lanes::ROWS4, quantise, quantise16,
-    tile8,               tile4,        unpack4,      dot16,    finish,
+    TEXT(SHOAL_VARIANT), Lanes::SIGNED, Lanes::ROWS8, Lanes::ROWS4, Lanes::DIRECT4, quantise,
+    quantise16,          tile8,         tile4,        unpack4,      dot16,          finish,
 };
 
 }  // namespace
