@@ -73,11 +73,7 @@ class Matcher:
         self._inner, self._eos_ids = inner, eos_ids
         self.end_id = eos_ids[0]
         self.ended = False  # by an end token, which the grammar allowed
-
-    @property
-    def failed(self) -> bool:
-        """It outgrew its limits, or a token came that it does not allow: it says no more."""
-        return self._inner.is_error()
+        self.failed = False  # it outgrew its limits, or a token came that it does not allow
 
     def allowed(self) -> bytes:
         """Token i may come next if bit i % 8 of byte i // 8 is set; at the end an end token only.
@@ -86,12 +82,14 @@ class Matcher:
         """
         try:
             mask: bytes = self._inner.compute_bitmask()
-        except ValueError:  # its limits; it is in `failed` from here on
-            return b""
+        except ValueError:  # its limits
+            self.failed = True
+        self.failed = self.failed or self._inner.is_error()
         return b"" if self.failed else mask
 
     def take(self, token: int) -> None:
-        self.ended = self._inner.consume_token(token) and token in self._eos_ids
+        self.failed = self.failed or self.ended or not self._inner.consume_token(token)
+        self.ended = not self.failed and token in self._eos_ids
 
 
 class Grammars:

@@ -201,8 +201,11 @@ def _adjusted(raw: Floats, state: SamplerState) -> Floats:
 
 def _restrict(logits: Floats, matcher: Matcher) -> bool:
     """Make impossible, in place, what the grammar forbids. False when it says nothing any more."""
-    bits = np.frombuffer(matcher.allowed(), np.uint8)
-    allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(bool)
+    mask = matcher.allowed()
+    if not mask:
+        return False
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little")
+    allowed = bits.view(bool)  # ids that the mask does not know: False
     if not allowed.any():
         return False
     logits[~allowed] = -np.inf
