@@ -1,0 +1,319 @@
+// Cuts attention into pieces for the pool: some queries of one row that share a kv head, against
+// their context, block by block. With few pieces and a long context the blocks are shared out too.
+
+#include "attention.h"
+
+#include "linear.h"
+#include "pool.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace shoal {
+namespace {
+
+constexpr int MOST_QUERIES = 64;           // of one piece, about
+constexpr int64_t MOST_SCORES = 1 << 17;   // of one piece, about: they stay in the second cache
+constexpr int64_t LITTLE_WORK = 1 << 19;   // products; less is done by one thread sooner
+constexpr int SHARED_BLOCKS = 4;           // a context of fewer is not shared out
+const int16_t ZEROS[MOST_WIDTH] = {};
+
+int64_t parts(int64_t total, int64_t size) { return (total + size - 1) / size; }
+
+struct Piece {
+    int row, head;       // head: of keys and values
+    int64_t first_token; // of all rows' new tokens
+    int64_t position;    // of that token
+    int64_t tokens;
+};
+
+// Everything about one piece that its blocks share.
+class Tile {
+  public:
+    Tile(const Queries& queries, const shoal_cache& cache, const shoal_scores& how,
+         const shoal_step& step, const Piece& piece, Bytes& memory)
+        : cache(cache), how(how), step(step), piece(piece), group(queries.heads / cache.kv_heads),
+          rows(int(piece.tokens) * group), stride(Queries::stride(cache.key_width)) {
+        low = how.window ? std::max<int64_t>(0, piece.position - how.window + 1) : 0;
+        high = piece.position + piece.tokens;
+        first = low / ATTENTION_BLOCK * ATTENTION_BLOCK;
+        blocks = int(parts(high - first, ATTENTION_BLOCK));
+        carve(memory);
+        copy_queries(queries);
+    }
+
+    // Scores of all queries with the tokens of one block.
+    void score(int block) {
+        for (int sub = 0; sub < lanes(block); sub += LANES) score_lanes(block, sub);
+    }
+
+    void find_highest() {
+        for (int r = 0; r < rows; r++) {
+            const int n = (blocks - 1) * ATTENTION_BLOCK + lanes(blocks - 1);
+            highest[r] = kernels.highest(scores_of(r), n);
+            if (how.sinks) highest[r] = std::max(highest[r], sink(r));
+        }
+    }
+
+    // Adds one block's values, weighted, to out (rows, W), and its weights to totals (rows).
+    void weigh(int block, float* out, size_t out_stride, int64_t* totals) {
+        static thread_local Bytes memory;
+        const int n = lanes(block), width = cache.value_width, panels = int(parts(width, LANES));
+        const size_t panel_size = ATTENTION_BLOCK / 2 * LANES;
+        memory.reserve(panels * panel_size * 4 + size_t(rows) * (ATTENTION_BLOCK * 2 + 4));
+        auto* pairs = memory.as<int32_t>();
+        auto* codes = reinterpret_cast<int16_t*>(pairs + panels * panel_size);
+        auto* scale = reinterpret_cast<float*>(codes + size_t(rows) * ATTENTION_BLOCK);
+        alignas(64) float value_scale[ATTENTION_BLOCK];
+        pack_values(block, n, pairs, panel_size, value_scale);
+        for (int r = 0; r < rows; r++) {
+            float* weights = scores_of(r) + block * ATTENTION_BLOCK;
+            totals[r] += kernels.weigh(weights, highest[r], value_scale, n);
+            scale[r] = kernels.encode(weights, n, codes + r * ATTENTION_BLOCK);
+        }
+        alignas(64) int32_t sums[16 * LANES];
+        for (int at = 0; at < width; at += LANES, pairs += panel_size)
+            for (int r = 0; r < rows; r += kernels.rows) {
+                const int count = std::min(kernels.rows, rows - r);
+                kernels.products(codes + r * ATTENTION_BLOCK, ATTENTION_BLOCK, count, pairs, n / 2,
+                                 sums);
+                for (int i = 0; i < count; i++)
+                    kernels.add(out + size_t(r + i) * out_stride + at, sums + i * LANES,
+                                scale[r + i], std::min(LANES, width - at));
+            }
+    }
+
+    void divide(float* out, size_t out_stride, const int64_t* totals) {
+        for (int r = 0; r < rows; r++) {
+            const int64_t of_sink = how.sinks ? kernels.weight_of(sink(r), highest[r]) : 0;
+            kernels.divide(out + size_t(r) * out_stride, totals[r] + of_sink, cache.value_width);
+        }
+    }
+
+    // out (T, H, W)
+    void write(const float* from, float* out) const {
+        const size_t width = size_t(cache.value_width), heads = size_t(cache.kv_heads) * group;
+        for (int n = 0; n < piece.tokens; n++)
+            std::copy_n(from + n * group * width, group * width,
+                        out + ((piece.first_token + n) * heads + piece.head * group) * width);
+    }
+
+    const shoal_cache& cache;
+    const shoal_scores& how;
+    const shoal_step& step;
+    const Piece piece;
+    const int group, rows, stride;
+    int64_t low, high;  // positions that any of the queries sees: low .. high - 1
+    int64_t first;      // of the first block
+    int blocks;
+    float* out;       // (rows, W)
+    int64_t* totals;  // (rows)
+
+  private:
+    void carve(Bytes& memory) {
+        const size_t R = size_t(rows), width = size_t(cache.value_width);
+        const size_t scores_size = R * size_t(blocks) * ATTENTION_BLOCK;
+        memory.reserve(R * 8 + (scores_size + R * 2 + R * width) * 4 + R * size_t(stride) * 2);
+        totals = memory.as<int64_t>();
+        scores = reinterpret_cast<float*>(totals + R);
+        highest = scores + scores_size;
+        scale = highest + R;
+        out = scale + R;
+        codes = reinterpret_cast<int16_t*>(out + R * width);
+        std::fill_n(totals, R, 0);
+        std::fill_n(out, R * width, 0.f);
+    }
+
+    void copy_queries(const Queries& queries) {
+        for (int n = 0; n < piece.tokens; n++) {
+            const size_t at = size_t(piece.first_token + n) * queries.heads + piece.head * group;
+            std::copy_n(queries.codes + at * stride, group * stride, codes + n * group * stride);
+            std::copy_n(queries.scale + at, group, scale + n * group);
+        }
+    }
+
+    float* scores_of(int r) { return scores + size_t(r) * blocks * ATTENTION_BLOCK; }
+
+    float sink(int r) const { return how.sinks[piece.head * group + r % group]; }
+
+    // How many of a block's tokens are computed: those up to the last that is seen, in whole lanes.
+    int lanes(int block) const {
+        const int64_t left = high - first - int64_t(block) * ATTENTION_BLOCK;
+        return int(std::min<int64_t>(ATTENTION_BLOCK, parts(left, LANES) * LANES));
+    }
+
+    // The slot of the token at this position, or -1 where no query sees it.
+    int64_t slot(int64_t position) const {
+        if (position < low || position >= high) return -1;
+        const int64_t page = step.pages[step.page_begin[piece.row] + position / step.page_size];
+        return page * step.page_size + position % step.page_size;
+    }
+
+    void score_lanes(int block, int sub) {
+        static thread_local Bytes memory;
+        memory.reserve(size_t(stride / 2) * LANES * 4);
+        auto* panel = memory.as<int32_t>();
+        const int64_t position = first + int64_t(block) * ATTENTION_BLOCK + sub;
+        alignas(64) float key_scale[LANES];
+        pack_keys(position, panel, key_scale);
+        alignas(64) int32_t sums[16 * LANES];
+        for (int r = 0; r < rows; r += kernels.rows) {
+            const int count = std::min(kernels.rows, rows - r);
+            kernels.products(codes + size_t(r) * stride, size_t(stride), count, panel, stride / 2,
+                             sums);
+            for (int i = r; i < r + count; i++)
+                finish_scores(i, position, sums + (i - r) * LANES, key_scale,
+                              scores_of(i) + block * ATTENTION_BLOCK + sub);
+        }
+    }
+
+    void finish_scores(int r, int64_t position, const int32_t* sums, const float* key_scale,
+                       float* to) {
+        const int64_t own = piece.position + r / group;
+        const int64_t begin = how.window ? own - how.window + 1 - position : 0;
+        const int end = int(std::clamp<int64_t>(own + 1 - position, 0, LANES));
+        kernels.score(sums, key_scale, scale[r], how.softcap,
+                      int(std::clamp<int64_t>(begin, 0, LANES)), end, to);
+    }
+
+    void pack_keys(int64_t position, int32_t* panel, float* key_scale) const {
+        const int16_t* tokens[LANES];
+        for (int i = 0; i < LANES; i++) {
+            const int64_t at = slot(position + i);
+            const size_t entry = size_t(at) * cache.kv_heads + piece.head;
+            tokens[i] = at < 0 ? ZEROS : cache.keys + entry * cache.key_width;
+            key_scale[i] = at < 0 ? 0.f : cache.key_scale[entry];
+        }
+        kernels.pack_keys(tokens, cache.key_width, panel);
+    }
+
+    void pack_values(int block, int n, int32_t* pairs, size_t panel_size, float* value_scale) const {
+        const int64_t position = first + int64_t(block) * ATTENTION_BLOCK;
+        const int16_t* tokens[ATTENTION_BLOCK];
+        for (int i = 0; i < n; i++) {
+            const int64_t at = slot(position + i);
+            const size_t entry = size_t(at) * cache.kv_heads + piece.head;
+            tokens[i] = at < 0 ? ZEROS : cache.values + entry * cache.value_width;
+            value_scale[i] = at < 0 ? 0.f : cache.value_scale[entry];
+        }
+        for (int i = 0; i < n; i += 2)
+            kernels.pack_values(tokens[i], tokens[i + 1], cache.value_width, pairs + i / 2 * LANES,
+                                panel_size);
+    }
+
+    const AttentionKernels& kernels = attention_kernels();
+    float *scores, *highest, *scale;
+    int16_t* codes;
+};
+
+void run_alone(Tile& tile, float* out) {
+    for (int block = 0; block < tile.blocks; block++) tile.score(block);
+    tile.find_highest();
+    const size_t width = size_t(tile.cache.value_width);
+    for (int block = 0; block < tile.blocks; block++)
+        tile.weigh(block, tile.out, width, tile.totals);
+    tile.divide(tile.out, width, tile.totals);
+    tile.write(tile.out, out);
+}
+
+// The same, with the blocks shared among the threads and added in their order afterwards.
+void run_together(Tile& tile, float* out) {
+    static thread_local Bytes memory;
+    const size_t rows = size_t(tile.rows), size = rows * size_t(tile.cache.value_width);
+    memory.reserve(size_t(tile.blocks) * (rows * 8 + size * 4));
+    auto* totals = memory.as<int64_t>();
+    auto* sums = reinterpret_cast<float*>(totals + size_t(tile.blocks) * rows);
+    std::fill_n(totals, size_t(tile.blocks) * rows, 0);
+    std::fill_n(sums, size_t(tile.blocks) * size, 0.f);
+    parallel(tile.blocks, [&](int block) { tile.score(block); });
+    tile.find_highest();
+    parallel(tile.blocks, [&](int block) {
+        tile.weigh(block, sums + size_t(block) * size, size / rows, totals + size_t(block) * rows);
+    });
+    for (size_t block = 0; block < size_t(tile.blocks); block++) {
+        for (size_t i = 0; i < size; i++) tile.out[i] += sums[block * size + i];
+        for (size_t r = 0; r < rows; r++) tile.totals[r] += totals[block * rows + r];
+    }
+    tile.divide(tile.out, size / rows, tile.totals);
+    tile.write(tile.out, out);
+}
+
+int64_t tokens_of_a_piece(int64_t context, int group) {
+    const int64_t queries = std::min<int64_t>(MOST_QUERIES, MOST_SCORES / std::max<int64_t>(1, context));
+    return std::max<int64_t>(1, queries / group);
+}
+
+// The longest first, so that no thread is left with one at the end.
+void list_pieces(const shoal_cache& cache, const shoal_step& step, int group,
+                std::vector<Piece>& pieces) {
+    pieces.clear();
+    int64_t first_token = 0;
+    for (int row = 0; row < step.rows; row++) {
+        const int64_t start = step.start[row], count = step.count[row];
+        const int64_t most = tokens_of_a_piece(start + count, group);
+        for (int64_t at = (count - 1) / most * most; at >= 0; at -= most)
+            for (int head = 0; head < cache.kv_heads && count; head++)
+                pieces.push_back({row, head, first_token + at, start + at,
+                                 std::min(most, count - at)});
+        first_token += count;
+    }
+}
+
+struct Work {
+    int64_t all = 0, longest = 0;  // products; tokens of context
+    Work(const shoal_cache& cache, const shoal_scores& how, int group,
+         const std::vector<Piece>& pieces) {
+        for (const Piece& piece : pieces) {
+            int64_t context = piece.position + piece.tokens;
+            if (how.window) context = std::min(context, how.window + piece.tokens);
+            all += context * (cache.key_width + cache.value_width) * (piece.tokens * group + 8);
+            longest = std::max(longest, context);
+        }
+    }
+};
+
+}  // namespace
+
+void attend(const Queries& queries, const shoal_cache& cache, const shoal_scores& how,
+            const shoal_step& step, float* out) {
+    static thread_local std::vector<Piece> kept;
+    std::vector<Piece>& pieces = kept;  // a plain reference: other threads read the caller's
+    const int group = queries.heads / cache.kv_heads;
+    list_pieces(cache, step, group, pieces);
+    const auto run = [&](int i, auto how_to_run) {
+        static thread_local Bytes memory;
+        Tile tile(queries, cache, how, step, pieces[size_t(i)], memory);
+        how_to_run(tile, out);
+    };
+    const int count = int(pieces.size());
+    const Work work(cache, how, group, pieces);
+    if (work.all < LITTLE_WORK) {
+        for (int i = 0; i < count; i++) run(i, run_alone);
+    } else if (count < 2 * threads() && work.longest > SHARED_BLOCKS * ATTENTION_BLOCK) {
+        for (int i = 0; i < count; i++) run(i, run_together);
+    } else {
+        parallel(count, [&](int i) { run(i, run_alone); });
+    }
+}
+
+bool fits(const shoal_cache& cache, const shoal_scores& how, const shoal_step& step) {
+    const auto inside = [&](int64_t slot) { return slot >= 0 && slot < cache.slots; };
+    for (int t = 0; t < step.tokens; t++)
+        if (!inside(step.slots[t])) return false;
+    for (int row = 0; row < step.rows; row++) {
+        const int64_t size = step.page_size, start = step.start[row], end = start + step.count[row];
+        const int64_t low = how.window ? std::max<int64_t>(0, start - how.window + 1) : 0;
+        if (step.count[row] == 0) continue;
+        const int64_t* pages = step.pages + step.page_begin[row];
+        const int64_t known = step.page_begin[row + 1] - step.page_begin[row];
+        if ((end - 1) / size >= known) return false;
+        for (int64_t page = low / size; page <= (end - 1) / size; page++) {
+            const int64_t from = std::max(low, page * size), to = std::min(end, (page + 1) * size);
+            if (!inside(pages[page] * size + from % size)) return false;
+            if (!inside(pages[page] * size + (to - 1) % size)) return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace shoal

@@ -1,0 +1,242 @@
+// The inner loops of attention. Compiled once per variant (SHOAL_VARIANT).
+
+#include "attention.h"
+#include "exp.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+namespace shoal {
+namespace {
+
+inline int32_t pair_at(const int16_t* from) {
+    int32_t pair;
+    memcpy(&pair, from, 4);
+    return pair;
+}
+
+#if defined(__AVX512VNNI__)
+
+struct Pairs {
+    using Vector = __m512i;
+    static constexpr int SIZE = 16, ROWS = 12;
+    static Vector zero() { return _mm512_setzero_si512(); }
+    static Vector load(const void* p) { return _mm512_loadu_si512(p); }
+    static void store(void* p, Vector v) { _mm512_storeu_si512(p, v); }
+    static Vector spread(const int16_t* a) { return _mm512_set1_epi32(pair_at(a)); }
+    static Vector dot(Vector sum, Vector a, Vector b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
+    // rows[i] = 16 pairs of token i -> column c (16 tokens) at to + c * LANES
+    static void turn(const int16_t* const* rows, int at, int32_t* to) {
+        __m512i a[16], b[16];
+        for (int i = 0; i < 16; i++) a[i] = load(rows[i] + at);
+        for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {  // a[i + c]: columns c, 4 + c, 8 + c, 12 + c of 4 rows
+            a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+            a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+            a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+            a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+        }
+        for (int c = 0; c < 4; c++) {
+            const __m512i even = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+            const __m512i odd = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+            const __m512i even2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+            const __m512i odd2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+            store(to + c * LANES, _mm512_shuffle_i32x4(even, even2, 0x88));
+            store(to + (4 + c) * LANES, _mm512_shuffle_i32x4(odd, odd2, 0x88));
+            store(to + (8 + c) * LANES, _mm512_shuffle_i32x4(even, even2, 0xdd));
+            store(to + (12 + c) * LANES, _mm512_shuffle_i32x4(odd, odd2, 0xdd));
+        }
+    }
+};
+
+#elif defined(__AVX2__)
+
+struct Pairs {
+    using Vector = __m256i;
+    static constexpr int SIZE = 8, ROWS = 3;
+    static Vector zero() { return _mm256_setzero_si256(); }
+    static Vector load(const void* p) {
+        return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    }
+    static void store(void* p, Vector v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+    static Vector spread(const int16_t* a) { return _mm256_set1_epi32(pair_at(a)); }
+#if defined(__AVXVNNI__)
+    static Vector dot(Vector sum, Vector a, Vector b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
+#else
+    static Vector dot(Vector sum, Vector a, Vector b) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    }
+#endif
+
+    static void turn(const int16_t* const* rows, int at, int32_t* to) {
+        __m256i a[8], b[8];
+        for (int i = 0; i < 8; i++) a[i] = load(rows[i] + at);
+        for (int i = 0; i < 8; i += 2) {
+            b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+            b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4) {  // a[i + c]: columns c and 4 + c of 4 rows
+            a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+            a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+            a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+            a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+        }
+        for (int c = 0; c < 4; c++) {
+            store(to + c * LANES, _mm256_permute2x128_si256(a[c], a[4 + c], 0x20));
+            store(to + (4 + c) * LANES, _mm256_permute2x128_si256(a[c], a[4 + c], 0x31));
+        }
+    }
+};
+
+#endif
+
+#if defined(__AVX2__)
+
+template <int R>
+void products_of(const int16_t* a, size_t stride, const int32_t* panel, int steps, int32_t* out) {
+    constexpr int V = LANES / Pairs::SIZE;
+    typename Pairs::Vector sums[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sums[r][v] = Pairs::zero();
+    for (int s = 0; s < steps; s++, panel += LANES) {
+        typename Pairs::Vector b[V];
+        for (int v = 0; v < V; v++) b[v] = Pairs::load(panel + v * Pairs::SIZE);
+        for (int r = 0; r < R; r++) {
+            const auto pair = Pairs::spread(a + size_t(r) * stride + 2 * s);
+            for (int v = 0; v < V; v++) sums[r][v] = Pairs::dot(sums[r][v], pair, b[v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) Pairs::store(out + r * LANES + v * Pairs::SIZE, sums[r][v]);
+}
+
+template <int R>
+void products_up_to(const int16_t* a, size_t stride, int rows, const int32_t* panel, int steps,
+                    int32_t* sums) {
+    if constexpr (R > 0) {
+        if (rows < R) return products_up_to<R - 1>(a, stride, rows, panel, steps, sums);
+        products_of<R>(a, stride, panel, steps, sums);
+    }
+}
+
+constexpr int ROWS = Pairs::ROWS;
+constexpr auto products = products_up_to<ROWS>;
+
+int turn_tokens(const int16_t* const* tokens, int width, int32_t* panel) {
+    constexpr int SIZE = Pairs::SIZE;
+    int at = 0;
+    for (; at + 2 * SIZE <= width; at += 2 * SIZE)
+        for (int t = 0; t < LANES; t += SIZE) Pairs::turn(tokens + t, at, panel + at / 2 * LANES + t);
+    return at;
+}
+
+#else
+
+constexpr int ROWS = 4;
+
+void products(const int16_t* a, size_t stride, int rows, const int32_t* panel, int steps,
+              int32_t* sums) {
+    int32_t total[ROWS][LANES] = {};
+    for (int s = 0; s < steps; s++, panel += LANES)
+        for (int r = 0; r < rows; r++) {
+            const int16_t* pair = a + size_t(r) * stride + 2 * s;
+            const int32_t first = pair[0], second = pair[1];
+            for (int i = 0; i < LANES; i++)
+                total[r][i] += first * int16_t(panel[i]) + second * (panel[i] >> 16);
+        }
+    memcpy(sums, total, size_t(rows) * sizeof total[0]);
+}
+
+int turn_tokens(const int16_t* const*, int, int32_t*) { return 0; }
+
+#endif
+
+void pack_keys(const int16_t* const* tokens, int width, int32_t* panel) {
+    for (int at = turn_tokens(tokens, width, panel); at < width; at += 2)
+        for (int t = 0; t < LANES; t++) {
+            const uint32_t second = at + 1 < width ? uint16_t(tokens[t][at + 1]) : 0;
+            panel[at / 2 * LANES + t] = int32_t(uint16_t(tokens[t][at]) | second << 16);
+        }
+}
+
+void pack_values(const int16_t* __restrict even, const int16_t* __restrict odd, int width,
+                 int32_t* __restrict pairs, size_t panel_size) {
+    for (int at = 0; at < width; at += LANES, pairs += panel_size) {
+        const int n = width - at < LANES ? width - at : LANES;
+        for (int i = 0; i < n; i++)
+            pairs[i] = int32_t(uint16_t(even[at + i]) | uint32_t(uint16_t(odd[at + i])) << 16);
+        for (int i = n; i < LANES; i++) pairs[i] = 0;
+    }
+}
+
+void score(const int32_t* __restrict sums, const float* __restrict key_scale, float scale,
+           float softcap, int begin, int end, float* __restrict scores) {
+    for (int i = 0; i < LANES; i++) scores[i] = float(sums[i]) * key_scale[i] * scale;
+    if (softcap > 0)
+        for (int i = 0; i < LANES; i++) scores[i] = tanh_of(scores[i] / softcap) * softcap;
+    for (int i = 0; i < begin; i++) scores[i] = -__builtin_inff();
+    for (int i = end; i < LANES; i++) scores[i] = -__builtin_inff();
+}
+
+float highest(const float* scores, int n) {
+    int32_t best = bits_of(-__builtin_inff()) ^ 0x7fffffff;
+    for (int i = 0; i < n; i++) {  // bits of negative floats turned round order as integers do
+        const int32_t bits = bits_of(scores[i]);
+        const int32_t ordered = bits ^ (bits >> 31 & 0x7fffffff);
+        best = ordered > best ? ordered : best;
+    }
+    return float_of(best ^ (best >> 31 & 0x7fffffff));
+}
+
+constexpr float ONE = 16777216.f;
+
+int64_t weigh(float* __restrict scores, float highest, const float* __restrict value_scale, int n) {
+    uint32_t total = 0;  // at most 128 * 2**24
+    for (int i = 0; i < n; i++) {
+        const float weight = exp_of(scores[i] - highest);
+        total += uint32_t(int32_t(rounded_positive(weight * ONE)));
+        const float scaled = weight * value_scale[i];
+        scores[i] = scores[i] == -__builtin_inff() ? 0.f : scaled;
+    }
+    return int64_t(total);
+}
+
+int64_t weight_of(float score, float highest) {
+    return int64_t(rounded_positive(exp_of(score - highest) * ONE));
+}
+
+float encode(const float* __restrict weights, int n, int16_t* __restrict codes) {
+    const float scale = at_least(1e-20f, float_of(largest_bits_of(weights, n))) / 8191.f;
+    for (int i = 0; i < n; i++) codes[i] = int16_t(int32_t(rounded(weights[i] / scale)));
+    return scale;
+}
+
+void add(float* __restrict out, const int32_t* __restrict sums, float scale, int n) {
+    for (int i = 0; i < n; i++) out[i] += float(sums[i]) * scale;
+}
+
+void divide(float* out, int64_t total, int n) {
+    const float by = float(total) * (1.f / ONE);
+    for (int i = 0; i < n; i++) out[i] /= by;
+}
+
+constexpr AttentionKernels ATTENTION = {
+    TEXT(SHOAL_VARIANT), ROWS,      products, pack_keys, pack_values, score,
+    highest,             weigh,     weight_of, encode,   add,         divide,
+};
+
+}  // namespace
+
+const AttentionKernels* JOIN(attention_, SHOAL_VARIANT)() { return &ATTENTION; }
+
+}  // namespace shoal
