@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, cast
 
-from shoal.engine.pages import PagePool
+from shoal.engine.prefix import PrefixPool
 from shoal.engine.sampling import SamplerState
 from shoal.engine.stage import Stage, StageConfig
 from shoal.engine.thread import EngineThread
@@ -107,7 +107,7 @@ class HostileNode:
             last=layers.stop == 8,
             vocab_size=CHECKPOINT.vocab_size,
             context_length=CHECKPOINT.context_length,
-            pool=PagePool(PAGES, PAGE),
+            pool=PrefixPool(PAGES, PAGE),
             make_sampler=SamplerState,
             config=self._config,
         )

@@ -2,35 +2,38 @@
 model, no clock.
 
 The toy model keeps a real paged cache: a layer's output at a position depends on all the layer's
-inputs so far, read back from the pages. A page that is given away too early, a row that is lost,
-doubled or out of order changes the text.
+inputs so far, read back from the pages. A page that is given away too early, or shared with whom it
+does not belong to, a row that is lost, doubled or out of order changes the text.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from shoal.engine.pages import PagePool
+from shoal.engine.prefix import PrefixPool
 from shoal.engine.request import Sampled, Sampling
 from shoal.errors import NoRoute, ShoalError
+from shoal.events import PrefixMatched, SessionPreempted
 from shoal.pipeline.generation import (
     Deliver,
     FindRoute,
     Finish,
     Generation,
+    GenerationConfig,
     Plan,
     Request,
     Stop,
     Tell,
 )
-from shoal.pipeline.messages import Close, Lost, Open, Opened, Refused, Step, Tokens
+from shoal.pipeline.messages import Close, Lost, Open, Opened, Preempted, Refused, Step, Tokens
 from shoal.pipeline.stage import (
     Connect,
     Drop,
     Enqueue,
     Forward,
+    Note,
     Send,
     StageSessions,
     StageSessionsConfig,
@@ -91,7 +94,7 @@ class ToyNode:
     def compute(self, rows: list) -> tuple[list, list]:
         hidden, sampled = [], []
         for row in rows:
-            values = list(row.ids if row.hidden is None else row.hidden)
+            values = list(row.ids if row.wire is None else row.wire)
             for number in self.layers:
                 values = [
                     self._layer(number, row, row.start + at, value)
@@ -103,6 +106,9 @@ class ToyNode:
 
     def _layer(self, number: int, row, position: int, value: int) -> int:
         slots = [row.pages[at // PAGE] * PAGE + at % PAGE for at in range(position + 1)]
+        pool, page = self.sessions.pool, slots[-1] // PAGE
+        assert pool._holders[page] == 1, "a session never writes into a page that it shares"
+        assert page not in pool._names, "nor into one that others may find"
         self.cache[number, slots[-1]] = value
         return layer([self.cache[number, slot] for slot in slots])
 
@@ -114,6 +120,9 @@ class SmallMesh:
     pages: int = 40
     max_waiting: int = 8
     context_length: int = 512
+    headroom: int = 4
+    share_prefixes: bool = True
+    gateway_share: float = 1.0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -126,7 +135,10 @@ class SmallMesh:
         self.delivered: list[list[int]] = []
         self.finished: list[Finish | None] = []
         self.now = 0.0
+        self.matched: list[PrefixMatched] = []
+        self.preempted: list[int] = []  # generations, as often as they were sent away
         self._sessions = 0
+        self._gateways: list[NodeId] = []  # of each generation
 
     def _node(self, name: NodeId, cut: Slice) -> ToyNode:
         sessions = StageSessions(
@@ -135,20 +147,29 @@ class SmallMesh:
             last=cut.stop == LAYERS,
             vocab_size=VOCABULARY,
             context_length=self.context_length,
-            pool=PagePool(self.pages, PAGE),
+            pool=PrefixPool(self.pages, PAGE),
             make_sampler=lambda sampling, prompt, output: ToySampler(sampling, len(output)),
-            config=StageSessionsConfig(chunk_tokens=4, max_waiting=self.max_waiting),
+            config=StageSessionsConfig(
+                chunk_tokens=4,
+                max_waiting=self.max_waiting,
+                headroom_tokens=self.headroom,
+                share_prefixes=self.share_prefixes,
+                gateway_share=self.gateway_share,
+            ),
         )
         return ToyNode(name, cut, sessions)
 
     # ---- the client's side
 
-    def ask(self, prompt: tuple[int, ...], max_tokens: int) -> int:
+    def ask(self, prompt: tuple[int, ...], max_tokens: int, gateway: NodeId = GATEWAY) -> int:
         generation = Generation(
             Request("toy", prompt, Sampling(temperature=0, max_tokens=max_tokens)),
             self._new_session,
+            GenerationConfig(page_tokens=PAGE),
+            born=len(self.generations),
         )
         self.generations.append(generation)
+        self._gateways.append(gateway)
         self.delivered.append([])
         self.finished.append(None)
         self._gateway(len(self.generations) - 1, generation.begin())
@@ -174,8 +195,8 @@ class SmallMesh:
         generation = self.generations[index]
         for instruction in instructions:
             match instruction:
-                case Tell(node, message, ids):
-                    self._send(GATEWAY, node, (message, ids))
+                case Tell(node, message, ids, digests):
+                    self._send(self._gateways[index], node, (message, (ids, digests)))
                 case FindRoute(avoid):
                     try:
                         plan = self.plan(avoid)
@@ -192,7 +213,7 @@ class SmallMesh:
     # ---- the wire
 
     def _send(self, sender: NodeId, to: NodeId, item) -> None:
-        if to == GATEWAY or to in self.nodes:
+        if to in self._gateways or to in self.nodes:
             self.links.setdefault((sender, to), deque()).append(item)
 
     def _do(self, node: ToyNode, instructions: list) -> None:
@@ -212,6 +233,10 @@ class SmallMesh:
                     node.ready.append(row)
                 case Drop(session):
                     node.ready = deque(row for row in node.ready if row.session != session)
+                case Note(PrefixMatched() as matched):
+                    self.matched.append(matched)
+                case Note(SessionPreempted()):
+                    pass  # counted where its gateway hears of it
                 case Forward():
                     raise AssertionError("only finish() forwards")
 
@@ -284,15 +309,15 @@ class SmallMesh:
 
     def _deliver(self, sender: NodeId, to: NodeId) -> None:
         message, body = self.links[sender, to].popleft()
-        if to == GATEWAY:
-            self._to_gateway(sender, message)
+        if to in self._gateways:
+            self._to_gateway(sender, to, message)
             return
         node = self.nodes[to]
         match message:
             case Open():
-                self._do(node, node.sessions.open(message, tuple(body), sender, self.now))
+                self._do(node, node.sessions.open(message, body[0], sender, self.now, body[1]))
             case Close(session):
-                self._do(node, node.sessions.close(session, sender, self.now))
+                self._do(node, node.sessions.close(session, sender, self.now, body[1]))
             case Step(rows):
                 for entry, values in zip(rows, body, strict=True):
                     self._do(node, node.sessions.receive(entry, values, sender, self.now))
@@ -300,15 +325,32 @@ class SmallMesh:
                 for entry in entries:
                     self._do(node, node.sessions.token(entry, sender, self.now))
 
-    def _to_gateway(self, sender: NodeId, message) -> None:
+    def _to_gateway(self, sender: NodeId, to: NodeId, message) -> None:
         for index, generation in enumerate(self.generations):
+            if self._gateways[index] != to:
+                continue
             match message:
                 case Opened():
                     self._gateway(index, generation.opened(message, sender))
                 case Refused():
                     self._gateway(index, generation.refused(message, sender))
+                case Preempted(session):
+                    if session == generation.session:
+                        self.preempted.append(index)
+                    self._gateway(index, generation.preempted(message, sender))
                 case Lost():
                     self._gateway(index, generation.stage_lost(message, sender))
                 case Tokens(entries):
                     for entry in entries:
                         self._gateway(index, generation.token(entry, sender))
+
+    # ---- what must always hold
+
+    def assert_pages_are_counted_right(self) -> None:
+        for node in self.nodes.values():
+            held: Counter[int] = Counter()
+            for session in node.sessions._sessions.values():
+                held.update(session.pages)
+            assert held == node.sessions.pool._holders
+            assert not held.keys() & node.sessions.pool._idle.keys()
+            assert not held.keys() & set(node.sessions.pool._pool._free)

@@ -326,8 +326,8 @@ async def test_a_small_row_does_not_keep_its_large_frame_in_memory() -> None:
         step = Step((RowEntry(ONE, 0, 1), RowEntry(TWO, 0, 500)))
         node.pipeline.receive(MALLORY, Frame(CHANNEL, to_frame(step).header, frame))
         (row,) = worker._batcher.take()
-        assert row.hidden is not None
-        assert row.hidden.untyped_storage().nbytes() == WIDTH * 4
+        assert row.wire is not None
+        assert len(row.wire.obj) == WIDTH * 4
 
 
 # ---- against the pages
@@ -362,15 +362,17 @@ async def test_one_gateway_leaves_pages_and_sessions_to_the_others() -> None:
     config = StageSessionsConfig(gateway_share=0.5, max_sessions=8)
     async with hostile_node(config) as node:
         most = PAGES * PAGE
+        quarter = {"known_tokens": most // 4, "reserve_tokens": most // 4}
         for number in range(9):
-            node.receive(MALLORY, middle(SessionId(f"{number:016x}"), reserve_tokens=most // 4))
+            node.receive(MALLORY, middle(SessionId(f"{number:016x}"), **quarter))
         assert pages_used(node) == 0.5
         assert {refused.reason for refused in node.links.to(MALLORY, Refused)} == {"busy"}
-        node.receive(ALICE, middle(ONE, reserve_tokens=most // 4))
+        node.receive(ALICE, middle(ONE, **quarter))
         assert node.links.to(ALICE, Opened)
         node.pipeline.node_lost(MALLORY, "gone")
         node.pipeline.node_lost(ALICE, "gone")
-        node.receive(MALLORY, middle(ONE, reserve_tokens=most))  # all of it, while nobody is here
+        all_of_it = middle(ONE, known_tokens=most, reserve_tokens=most)
+        node.receive(MALLORY, all_of_it)  # while nobody else is here
         assert pages_used(node) == 1.0
 
 

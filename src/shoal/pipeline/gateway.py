@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Self
@@ -24,7 +25,7 @@ from .generation import (
     Request,
     Tell,
 )
-from .messages import Lost, Open, Opened, Refused, TokenEntry, pack_ids, to_frame
+from .messages import Lost, Open, Opened, Preempted, Refused, TokenEntry, pack_ids, to_frame
 
 Planner = Callable[
     [str, int, frozenset[NodeId]], Plan
@@ -94,10 +95,14 @@ class Gateway:
         emit: Emit,
         clock: Callable[[], float],
         config: GenerationConfig | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
         self._links, self._planner, self._emit = links, planner, emit
         self._config = config or GenerationConfig()
+        self._wall_clock = wall_clock
+        self._newest = 0  # when the newest request was born
+        self._secret = secrets.token_bytes(16)
         self._streams: dict[SessionId, Stream] = {}  # by the id of the live session
         self._all: dict[SessionId, Stream] = {}  # by the stream's own id
         self.idle = asyncio.Event()  # no stream is open
@@ -108,13 +113,21 @@ class Gateway:
 
     def generate(self, request: Request) -> Stream:
         """Start at once; errors of the start are raised by the first iteration."""
-        stream = Stream(self, Generation(request, new_session_id, self._config))
+        generation = Generation(
+            request, new_session_id, self._config, born=self._next_birth(), secret=self._secret
+        )
+        stream = Stream(self, generation)
         self._all[stream.id] = stream
         self.idle.clear()
         self._emit(RequestStarted(stream.id, request.model_name, len(request.prompt_ids)))
         self._arm(stream, self._config.answer_timeout_s)
         self._do(stream, stream.generation.begin())
         return stream
+
+    def _next_birth(self) -> int:
+        """Microseconds since 1970, no two alike: stages rank sessions of all gateways by it."""
+        self._newest = max(self._newest + 1, int(self._wall_clock() * 1e6))
+        return self._newest
 
     def cancel(self, stream: Stream) -> None:
         self._do(stream, stream.generation.cancel())
@@ -140,6 +153,10 @@ class Gateway:
         if stream.generation.progress != before:
             stream.progress = self.clock()
         self._do(stream, instructions)
+
+    def preempted(self, message: Preempted, sender: NodeId) -> None:
+        if stream := self._streams.get(message.session):
+            self._do(stream, stream.generation.preempted(message, sender))
 
     def stage_lost(self, message: Lost, sender: NodeId) -> None:
         if stream := self._streams.get(message.session):
@@ -172,8 +189,9 @@ class Gateway:
         """A node without a link is dialled for an Open; if that fails, the links tell us."""
         if not isinstance(tell.message, Open) and not self._links.is_connected(tell.node):
             return
+        body = b"".join(tell.digests) + pack_ids(tell.ids)
         try:
-            self._links.send(tell.node, to_frame(tell.message, pack_ids(tell.ids)))
+            self._links.send(tell.node, to_frame(tell.message, body))
         except (LinkClosed, Overloaded) as error:
             self._later(stream, tell.node, error)
 

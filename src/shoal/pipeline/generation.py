@@ -8,22 +8,31 @@ somewhere, the session queues: the stages are then opened one after the other in
 layers (the first one last), an order that all gateways share, so that two sessions can never wait
 for each other in a circle.
 
+Stages keep pages of earlier sessions. The Opens name the prompt's pages by digests, each stage says
+how many of them it has, and the first one, told the least of these numbers, begins there. A digest
+is chained to the route: what a bad stage put into others' pages is never met on a route without it.
+
+A session may be sent away by an older one that needs its pages. It is then opened again, patiently,
+with the token ids so far, and the stream merely pauses.
+
 When a stage is lost, another route without it is opened with the token ids so far, and the stream
 goes on: a token is delivered once, by its index, and only from the live session.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from msgspec.structs import replace
 
+from ..engine.prefix import page_digests
 from ..engine.request import Sampled, Sampling
-from ..errors import Overloaded, PromptTooLong, ShoalError, StageLost
+from ..errors import InvalidRequest, Overloaded, PromptTooLong, ShoalError, StageLost
 from ..units import ModelId, NodeId, SessionId, Slice
-from .messages import Close, Lost, Open, Opened, Refused, TokenEntry, one_line
+from .messages import Close, Lost, Open, Opened, Preempted, Refused, TokenEntry, one_line
 
 ANY_TOKEN = 1 << 32  # the bound of token ids where the gateway does not know the vocabulary
 
@@ -57,11 +66,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Send `message` to `node`, `ids` in its body."""
+    """Send `message` to `node`, `digests` and `ids` in its body."""
 
     node: NodeId
     message: Open | Close
     ids: tuple[int, ...] = ()
+    digests: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,8 @@ class GenerationConfig:
     max_attempts: int = 6
     queue_patience_s: float = 60.0  # how long a session may queue for pages at one stage
     answer_timeout_s: float = 10.0  # a stage that does not answer an Open is taken for lost
+    page_tokens: int = 16  # pages that stages may share are of this size
+    max_preemptions: int = 64  # between two tokens: then it is the stage's doing
     stall_timeout_s: float = (
         120.0  # the same for a session without a token: long prompts on slow nodes need time
     )
@@ -104,6 +116,8 @@ class Generation:
     request: Request
     new_session: Callable[[], SessionId]
     config: GenerationConfig = field(default_factory=GenerationConfig)
+    born: int = 0  # microseconds since 1970: the older goes first where pages are short
+    secret: bytes = b""  # known to our gateway alone: else digests would give away what was said
     state: Literal["routing", "opening", "running", "over"] = "routing"
     output: list[int] = field(default_factory=list)
     attempt: int = 0
@@ -117,6 +131,11 @@ class Generation:
     _asked: dict[NodeId, Stop] = field(default_factory=dict)  # asked, not answered
     _open: list[Stop] = field(default_factory=list)
     _blame: str = ""
+    _failures: int = 0
+    _preemptions: int = 0  # since the last token
+    _waited: bool = False  # it has been preempted: it queues again rather than give up
+    _digests: list[bytes] = field(default_factory=list)  # of the pages known when it was opened
+    _prefix: int = 0  # tokens that all stages asked so far have pages for
     _refusal: ShoalError | None = None  # why a stage would not have us, if no other will
 
     @property
@@ -144,7 +163,20 @@ class Generation:
         self.plan, self.session, self.state = plan, self.new_session(), "opening"
         self._open, self._asked = [], {}
         self._to_open = [*plan.stops[1:], plan.stops[0]]
+        self._digests = self._chain(self._known()[:-1], [])
+        self._prefix = len(self._digests) * self.config.page_tokens
+        if self._preemptions > 1:  # perhaps what was shared could not be replaced: share nothing
+            self._prefix = 0
         return self._ask_next()
+
+    def _known(self) -> tuple[int, ...]:
+        return (*self.request.prompt_ids, *self.output)
+
+    def _chain(self, ids: Sequence[int], before: Sequence[bytes]) -> list[bytes]:
+        plan = self._plan()
+        route = " ".join(f"{stop.node} {stop.layers}" for stop in plan.stops)
+        root = hashlib.blake2b(f"{plan.compute} {route}".encode(), key=self.secret).digest()
+        return page_digests(ids, self.config.page_tokens, root, before)
 
     def no_route(self, error: ShoalError) -> list[Instruction]:
         """There is none (any more)."""
@@ -177,7 +209,7 @@ class Generation:
         first, last = at == 0, at == len(plan.stops) - 1
         ids: tuple[int, ...] = ()
         if first or (last and sampling.repetition_penalty != 1.0):
-            ids = (*prompt, *self.output)
+            ids = self._known()
         elif last:
             ids = tuple(self.output)
         message = Open(
@@ -192,14 +224,19 @@ class Generation:
             output_tokens=len(self.output),
             sampling=sampling if last else None,
             patience_s=self.config.queue_patience_s if self.patient else 0.0,
+            born=self.born,
+            page_tokens=self.config.page_tokens,
+            digests=len(self._digests),
+            prefix_tokens=self._prefix,
         )
-        return Tell(stop.node, message, ids)
+        return Tell(stop.node, message, ids, tuple(self._digests))
 
     def opened(self, message: Opened, sender: NodeId) -> list[Instruction]:
         stop = self._asked.pop(sender, None) if message.session == self.session else None
         if self.state != "opening" or stop is None:
             return []
         self._open.append(stop)
+        self._prefix = min(self._prefix, message.prefix_tokens)
         if self._asked:
             return []
         if self._to_open:
@@ -228,6 +265,10 @@ class Generation:
                     hint="ask for fewer max_tokens, or shorten the prompt",
                     param="max_tokens",
                 )
+            case "invalid":
+                self._refusal = InvalidRequest(why, param="response_format")
+            case "busy" if self._waited:
+                return self._again(frozenset(), why)
             case "busy":
                 self.patient = False  # once is enough: the others are asked in passing
                 self._refusal = Overloaded(
@@ -251,6 +292,7 @@ class Generation:
         if entry.sampled.token >= self._plan().vocab_size:
             return self._again(frozenset({sender}), "it sent a token that does not exist")
         self.output.append(entry.sampled.token)
+        self._preemptions = 0
         sampled = self._ended(entry.sampled)
         delivered: list[Instruction] = [Deliver(sampled)]
         if sampled.finish:
@@ -262,6 +304,18 @@ class Generation:
         if sampled.finish or len(self.output) < self.request.sampling.max_tokens:
             return sampled
         return replace(sampled, finish="length")
+
+    def preempted(self, message: Preempted, sender: NodeId) -> list[Instruction]:
+        """A stage needed our pages for an older session: nobody is to blame, we queue again."""
+        if message.session != self.session or sender not in self._nodes():
+            return []
+        self.patient = self._waited = True
+        self._preemptions += 1
+        if self._preemptions > self.config.max_preemptions:
+            return self._again(frozenset({sender}), "it never lets us get on")
+        closing = self._abandon()
+        self.state = "routing"
+        return [*closing, FindRoute(self.avoid)]
 
     def stage_lost(self, message: Lost, sender: NodeId) -> list[Instruction]:
         """A stage reports that it cannot go on; `message.node` is whom it blames."""
@@ -296,22 +350,26 @@ class Generation:
         closing = self._abandon()
         self.avoid |= avoid
         self.state = "routing"
-        if self.attempt >= self.config.max_attempts:
+        self._failures += 1
+        if self._failures >= self.config.max_attempts:
             error = StageLost(
-                f"gave up after {self.attempt} routes; the last failure was {self._blame}",
+                f"gave up after {self._failures} routes; the last failure was {self._blame}",
                 hint="look at `shoal peers` and `shoal status` on the nodes named",
             )
             return [*closing, *self._given_up(error)]
         return [*closing, FindRoute(self.avoid)]
 
     def _abandon(self) -> list[Instruction]:
-        """Close the live session wherever it was opened or asked for."""
+        """Close the live session wherever it was opened or asked for. The newest token has not been
+        computed by anybody.
+        """
         if self.session is None:
             return []
+        digests = tuple(self._chain(self._known()[:-1], self._digests)[len(self._digests) :])
         session, self.session = self.session, None
         stops: Sequence[Stop] = [*self._open, *self._asked.values()]
         self._open, self._asked, self._to_open = [], {}, []
-        return [Tell(stop.node, Close(session)) for stop in stops]
+        return [Tell(stop.node, Close(session), digests=digests) for stop in stops]
 
     def _over(self, reason: str, error: ShoalError | None) -> list[Instruction]:
         self.state = "over"

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ..engine.prefix import DIGEST_BYTES
 from ..engine.request import Sampled, Sampling
 from ..errors import BadMessage
 from ..transport import Bytes, Frame
@@ -37,11 +38,13 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Gateway -> stage, once a session: all this stage has to know. Body: prompt ids, then output
-    ids.
+    """Gateway -> stage, once a session: all this stage has to know. Body: digests of the whole
+    pages of the known tokens but for the last token; then prompt ids, then output ids.
 
     Only the first stage is given the ids, and the last one where a repetition penalty needs them.
     `known_tokens` = prompt + output so far: the row that reaches it is the first to be sampled.
+    Where pages with these digests are left from an earlier session, they need not be computed
+    again.
     """
 
     session: _Session
@@ -51,29 +54,40 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     previous: _Node  # who sends us rows; for the first stage the last one, which sends tokens
     next: _Node  # whom we send rows; for the last stage the first one
     known_tokens: _Tokens
-    reserve_tokens: _Tokens  # the longest this session can become; its pages are set aside now
+    reserve_tokens: _Tokens  # the longest this session can become
     output_tokens: _Tokens = 0  # of the known tokens, those generated on an earlier route
     sampling: Sampling | None = None  # last stage only
     patience_s: float = 0.0  # how long to queue for pages; 0 = answer at once
+    born: Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)] = 0  # age of the request: microseconds
+    page_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16  # that a digest stands for
+    digests: _Tokens = 0  # how many
+    prefix_tokens: _Tokens = 0  # so many tokens at most may be left uncomputed
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.patience_s) and self.patience_s >= 0):
             raise ValueError("patience is a time")
         if not max(1, self.output_tokens) <= self.known_tokens <= self.reserve_tokens:
             raise ValueError("output_tokens are among known_tokens, and these among reserve_tokens")
+        if self.digests and self.digests * self.page_tokens >= self.known_tokens:
+            raise ValueError("the last known token is always computed")
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
+    """Stage -> gateway: the session is here, and with it so many tokens of its prefix, in whole
+    pages.
+    """
+
     session: _Session
+    prefix_tokens: _Tokens = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """Stage -> gateway: busy (try later), never (would not fit an empty stage), gone (no such stage
-    here), unreachable (next hop).
+    here), unreachable (next hop), invalid (no answer can be what the request asks for).
     """
 
     session: _Session
-    reason: Literal["busy", "never", "gone", "unreachable"]
+    reason: Literal["busy", "never", "gone", "unreachable", "invalid"]
     message: _Text
 
 
@@ -106,7 +120,17 @@ class Tokens(msgspec.Struct, frozen=True, tag=True):
 
 
 class Close(msgspec.Struct, frozen=True, tag=True):
-    """Gateway -> stage: forget the session, free its pages."""
+    """Gateway -> stage: forget the session, free its pages. Body: the digests that follow those of
+    its Open, under which its pages may be found again.
+    """
+
+    session: _Session
+
+
+class Preempted(msgspec.Struct, frozen=True, tag=True):
+    """Stage -> gateway: an older session needed the pages. Nothing is wrong with this one: open it
+    again, and wait.
+    """
 
     session: _Session
 
@@ -121,7 +145,7 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
     message: _Text
 
 
-Message = Open | Opened | Refused | Step | Tokens | Close | Lost
+Message = Open | Opened | Refused | Step | Tokens | Close | Preempted | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -138,6 +162,23 @@ def from_frame(frame: Frame) -> Message:
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"a pipeline message does not decode: {error}") from None
     return message
+
+
+def split_open(message: Open, body: Bytes) -> tuple[list[bytes], Sequence[int]]:
+    """Digests and token ids. Raises BadMessage."""
+    view = memoryview(body).cast("B")
+    at = message.digests * DIGEST_BYTES
+    if at > len(view):
+        raise BadMessage(f"{message.digests} digests do not fit into {len(view)} bytes")
+    return unpack_digests(view[:at]), unpack_ids(view[at:])
+
+
+def unpack_digests(body: Bytes) -> list[bytes]:
+    """Raises BadMessage."""
+    view = memoryview(body).cast("B")
+    if len(view) % DIGEST_BYTES:
+        raise BadMessage(f"{len(view)} bytes are not a list of digests")
+    return [bytes(view[at : at + DIGEST_BYTES]) for at in range(0, len(view), DIGEST_BYTES)]
 
 
 def one_line(text: str) -> str:

@@ -18,6 +18,7 @@ from .messages import (
     Lost,
     Open,
     Opened,
+    Preempted,
     Refused,
     Step,
     TokenEntry,
@@ -97,17 +98,19 @@ class Pipeline:
                 self._open(message, frame.body, sender)
             case Close(session):
                 for worker in self.workers:
-                    worker.close(session, sender)
+                    worker.close(session, sender, frame.body)
             case _:
                 self._answer(message, sender)
 
-    def _answer(self, message: Opened | Refused | Lost, sender: NodeId) -> None:
+    def _answer(self, message: Opened | Refused | Preempted | Lost, sender: NodeId) -> None:
         """What stages tell the gateway."""
         match message:
             case Opened():
                 self.gateway.opened(message, sender)
             case Refused():
                 self.gateway.refused(message, sender)
+            case Preempted():
+                self.gateway.preempted(message, sender)
             case Lost():
                 self.gateway.stage_lost(message, sender)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
 from ..engine.batcher import BatcherConfig
-from ..engine.pages import PagePool
+from ..engine.prefix import PrefixPool
 from ..engine.rows import Row
 from ..errors import EngineMissing, InvalidRequest, NoCapacity
 from ..events import Emit, StageChanged
@@ -212,7 +212,7 @@ class Serving:
             last=layers.stop == checkpoint.layers,
             vocab_size=checkpoint.vocab_size,
             context_length=checkpoint.context_length,
-            pool=PagePool(stage.config.pages, stage.config.page_size),
+            pool=PrefixPool(stage.config.pages, stage.config.page_size),
             make_sampler=SamplerState,
             config=StageSessionsConfig(gateway_share=self._config.gateway_share),
         )

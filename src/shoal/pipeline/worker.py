@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..engine.batcher import Batcher, BatcherConfig
 from ..engine.rows import Row
-from ..errors import BadMessage, LinkClosed, LocalError, Overloaded
+from ..errors import LinkClosed, LocalError, Overloaded
 from ..events import Emit, PagesChanged, StepDone
 from ..transport import Bytes, Links
 from ..units import ModelId, NodeId, SessionId, Slice
-from .messages import Message, Open, RowEntry, Step, TokenEntry, Tokens, to_frame, unpack_ids
-from .stage import Connect, Drop, Enqueue, Forward, Instruction, Send, StageSessions
+from .messages import (
+    Message,
+    Open,
+    RowEntry,
+    Step,
+    TokenEntry,
+    Tokens,
+    split_open,
+    to_frame,
+    unpack_digests,
+)
+from .stage import Connect, Drop, Enqueue, Forward, Instruction, Note, Send, StageSessions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..engine.stage import Stage, StepResult
     from ..engine.thread import EngineThread
 
@@ -64,6 +73,7 @@ class StageWorker:
         self._ready = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._alarm = 0.0  # when it rings
         self._idle_timer: asyncio.TimerHandle | None = None
         self._congested: set[NodeId] = set()  # next hops with too much on the way to them
         self.draining = False
@@ -73,24 +83,31 @@ class StageWorker:
     # ---- messages in
 
     def open(self, message: Open, body: Bytes, sender: NodeId) -> None:
-        self._do(self.sessions.open(message, unpack_ids(body), sender, self._clock()))
+        digests, ids = split_open(message, body)
+        self._do(self.sessions.open(message, ids, sender, self._clock(), digests))
 
     def step(self, message: Step, body: Bytes, sender: NodeId) -> None:
         if not any(row.session in self.sessions for row in message.rows):
             return
+        view = memoryview(body).cast("B")
         total = sum(row.count for row in message.rows)
-        try:
-            hidden = self._stage.hidden_from_wire(body, total)
-        except BadMessage as error:
-            self._unreadable(message.rows, sender, error.message)
+        if len(view) != total * self._row_bytes:
+            why = f"{len(view)} bytes of hidden states for {total} tokens of {self._row_bytes} each"
+            self._unreadable(message.rows, sender, why)
             return
         at = 0
         for row in message.rows:
-            part = hidden[at : at + row.count]
-            self._receive(row, part.clone() if 2 * row.count < total else part, sender)
-            at += row.count
+            stop = at + row.count * self._row_bytes
+            part = view[at:stop]
+            self._receive(row, _own(part) if 2 * len(part) < len(view) else part, sender)
+            at = stop
 
-    def _receive(self, row: RowEntry, hidden: Tensor, sender: NodeId) -> None:
+    @cached_property
+    def _row_bytes(self) -> int:
+        model = self._stage.model
+        return model.hidden_size * model.dtype.itemsize
+
+    def _receive(self, row: RowEntry, hidden: memoryview, sender: NodeId) -> None:
         """`hidden` waits for its forward and keeps no more of a frame in memory than its own."""
         self._do(self.sessions.receive(row, hidden, sender, self._clock()))
 
@@ -101,8 +118,9 @@ class StageWorker:
     def token(self, entry: TokenEntry, sender: NodeId) -> None:
         self._do(self.sessions.token(entry, sender, self._clock()))
 
-    def close(self, session: SessionId, sender: NodeId) -> None:
-        self._do(self.sessions.close(session, sender, self._clock()))
+    def close(self, session: SessionId, sender: NodeId, digests: Bytes = b"") -> None:
+        known = unpack_digests(digests)
+        self._do(self.sessions.close(session, sender, self._clock(), known))
 
     def node_lost(self, node: NodeId, why: str) -> None:
         self._do(self.sessions.node_lost(node, why, self._clock()))
@@ -127,6 +145,8 @@ class StageWorker:
                     self._spawn_connect(session, node)
                 case Drop(session):
                     self._batcher.drop(session)
+                case Note(event):
+                    self._emit(event)
                 case Forward():
                     raise AssertionError("forwards come from finish(), which _dispatch handles")
         (self.idle.clear if self.sessions else self.idle.set)()
@@ -159,9 +179,11 @@ class StageWorker:
     def _arm_timer(self) -> None:
         """Wake when the next queued session runs out of patience."""
         deadline = self.sessions.next_deadline()
-        if deadline is None or self._timer is not None:
+        if deadline is None or (self._timer is not None and self._alarm <= deadline):
             return
-        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._alarm, loop = deadline, asyncio.get_running_loop()
         self._timer = loop.call_later(max(0.0, deadline - self._clock()), self._patience_over)
 
     def _patience_over(self) -> None:
@@ -195,29 +217,40 @@ class StageWorker:
                     timer.cancel()
 
     async def _step(self, rows: Sequence[Row]) -> None:
+        """Rows on which the engine fails are tried again one by one: only whose row it is pays."""
         self.sessions.begin(rows)
-        started = self._clock()
-        try:
-            result = await self._thread.run(self._stage.step, rows)
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ) as error:  # the engine failed on these rows, not on the others
-            self._fail(rows, f"the engine failed: {error}")
+        positions = [row.sampler.position if row.sampler else 0 for row in rows]
+        result = await self._compute(rows)
+        if not isinstance(result, Exception):
+            await self._dispatch(rows, result)
             return
-        self._emit(
-            StepDone(
-                self.key.model, len(rows), sum(row.count for row in rows), self._clock() - started
-            )
-        )
-        await self._dispatch(rows, result)
+        for row, position in zip(rows, positions, strict=True):
+            chosen = row.sampler is not None and row.sampler.position != position
+            again = result if len(rows) == 1 or chosen else await self._compute([row])
+            if isinstance(again, Exception):
+                self._fail(row, f"the engine failed: {again}")
+            else:
+                await self._dispatch([row], again)
 
-    def _fail(self, rows: Sequence[Row], why: str) -> None:
+    async def _compute(self, rows: Sequence[Row]) -> StepResult | Exception:
+        """Whatever the engine raises is a result here: it says something about these rows."""
+        started = self._clock()
+        (result,) = await asyncio.gather(
+            self._thread.run(_forward, self._stage, rows), return_exceptions=True
+        )
+        if not isinstance(result, BaseException):
+            took = self._clock() - started
+            self._batcher.observe(rows, took)
+            self._emit(StepDone(self.key.model, len(rows), sum(row.count for row in rows), took))
+            return result
+        if not isinstance(result, Exception):
+            raise result
+        return result
+
+    def _fail(self, row: Row, why: str) -> None:
         now = self._clock()
-        for row in rows:
-            self._do(self.sessions.fail(row.session, why, now))
-        self._do(self.sessions.finish(rows, [None] * len(rows), now))
+        self._do(self.sessions.fail(row.session, why, now))
+        self._do(self.sessions.finish([row], [None], now))
 
     async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
         sampled = [each[0] if each else None for each in result.sampled]
@@ -226,7 +259,7 @@ class StageWorker:
         rest: list[Instruction] = []
         for instruction in out:
             if isinstance(instruction, Forward):
-                hidden = self._stage.hidden_to_wire(result, rows, instruction.rows)
+                hidden = await self._wire(result, rows, instruction.rows)
                 self._send(instruction.node, instruction.message, hidden)
                 hops.add(instruction.node)
             elif isinstance(instruction, Send) and isinstance(instruction.message, Tokens):
@@ -237,6 +270,14 @@ class StageWorker:
         self._emit(PagesChanged(self.key.model, self.sessions.pool.used_fraction))
         for node in hops - self._congested:
             self._wait_for(node)
+
+    async def _wire(
+        self, result: StepResult, rows: Sequence[Row], chosen: Sequence[int]
+    ) -> memoryview:
+        """All rows go as they lie; some of them have to be put together, which is the thread's."""
+        if len(chosen) == len(rows):
+            return self._stage.hidden_to_wire(result, rows, chosen)
+        return await self._thread.run(self._stage.hidden_to_wire, result, rows, chosen)
 
     def _wait_for(self, node: NodeId) -> None:
         """Its sessions rest until what was sent to it is on its way."""
@@ -254,3 +295,18 @@ class StageWorker:
             self._links.drop(node, "it does not take what is sent to it")
         self._congested.discard(node)
         self._ready.set()
+
+
+def _own(part: memoryview) -> memoryview:
+    return memoryview(bytearray(part))
+
+
+def _forward(stage: Stage, rows: Sequence[Row]) -> StepResult:
+    """In the engine thread: what came over the wire becomes tensors there."""
+    return stage.step([_with_hidden(stage, row) for row in rows])
+
+
+def _with_hidden(stage: Stage, row: Row) -> Row:
+    if row.wire is None:
+        return row
+    return replace(row, hidden=stage.hidden_from_wire(row.wire, row.count), wire=None)

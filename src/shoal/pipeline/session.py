@@ -1,0 +1,109 @@
+"""A stage's nouns: a session, and the instructions that its sessions give to whoever runs them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from ..engine.rows import Row
+from ..events import PrefixMatched, SessionPreempted
+from ..units import NodeId, SessionId
+from .messages import Lost, Open, Opened, Preempted, Refused, Step, Tokens
+
+if TYPE_CHECKING:
+    from ..engine.sampling import SamplerState
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Make sure there is a link to `node`, then call `connected` or `unreachable`."""
+
+    session: SessionId
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    node: NodeId
+    message: Opened | Refused | Lost | Preempted | Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send the hidden states of these rows (indices into the step) to the next hop."""
+
+    node: NodeId
+    message: Step
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Rows of this session that wait for a forward are not wanted any more."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Worth counting."""
+
+    event: PrefixMatched | SessionPreempted
+
+
+Instruction = Connect | Send | Forward | Enqueue | Drop | Note
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class StageSessionsConfig:
+    max_sessions: int = 256
+    max_waiting: int = 64  # sessions that queue for pages
+    chunk_tokens: int = 256  # prompts are cut at multiples of this, counted from position 0
+    headroom_tokens: int = 64  # pages beyond what a session needs at the moment
+    share_prefixes: bool = True  # False where a page alone is not all that a layer remembers
+    max_patience_s: float = 120.0
+    idle_s: float = 600.0  # no row for so long: its gateway, which would have given up, is silent
+    gateway_share: float = 1.0  # of sessions and pages, for one node other than ourselves
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A place in the ring. `position` counts the tokens whose rows we have accepted, `computed`
+    those whose pages are filled; rows in `pending` wait for pages.
+    """
+
+    open: Open
+    gateway: NodeId
+    ids: Sequence[int]  # what the gateway gave us: prompt, then output so far; () once running
+    digests: Sequence[bytes]  # of the whole pages of the known tokens; of all of them at the end
+    deadline: float = 0.0
+    touched: float = 0.0  # when it last got on
+    state: Literal["connecting", "waiting", "running"] = "connecting"
+    pages: tuple[int, ...] = ()
+    named: int = 0  # of the pages, those that others may find
+    position: int = 0
+    computed: int = 0
+    begun: bool = False  # its first row is here
+    pending: deque[Row] = field(default_factory=deque)
+    sampler: SamplerState | None = None
+    computing: int = 0  # rows of ours in the running forward
+    closed: bool = False
+
+    @property
+    def age(self) -> tuple[int, NodeId, SessionId]:
+        """The lower, the older: the same order at every stage."""
+        return self.open.born, self.gateway, self.open.session
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.open.known_tokens - self.open.output_tokens
+
+    def samples_at(self, stop: int) -> bool:
+        return stop >= self.open.known_tokens
