@@ -7,7 +7,8 @@ T tokens of this step · E hidden width · R positions to sample after · V voca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -22,6 +23,8 @@ from .plan import StepPlan
 from .request import Sampled
 from .rows import Row
 from .sampling import verify
+from .thread import set_threads
+from .threads import ThreadTuner
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -46,9 +49,20 @@ def pages_for(model: ModelSlice, memory_bytes: int, page_size: int = 16) -> int:
 
 
 class Stage:
-    """A slice with its KV cache. Whose the pages are is told with each row."""
+    """A slice with its KV cache. Whose the pages are is told with each row.
 
-    def __init__(self, model: ModelSlice, config: StageConfig | None = None) -> None:
+    With a `tuner`, steps are timed and the number of threads follows it.
+    """
+
+    def __init__(
+        self,
+        model: ModelSlice,
+        config: StageConfig | None = None,
+        *,
+        tuner: ThreadTuner | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._tuner, self._clock = tuner, clock
         self.config = config or StageConfig()
         self.model = model
         layout = kv_layout(model)
@@ -95,8 +109,17 @@ class Stage:
         x = self._ids(rows) if self.model.first else self._hidden(rows)
         if len(x) != len(plan.positions):
             raise ValueError(f"{len(plan.positions)} tokens announced, {len(x)} given")
+        started = self._clock()
         hidden: Tensor = self.model(x, plan.positions, self._kv, self._kv, wanted)
+        if self._tuner is not None:
+            self._tune(self._tuner, len(x), self._clock() - started)
         return hidden
+
+    @staticmethod
+    def _tune(tuner: ThreadTuner, tokens: int, seconds: float) -> None:
+        before = tuner.count
+        if tuner.took(tokens, seconds) != before:
+            set_threads(tuner.count)
 
     def _ids(self, rows: Sequence[Row]) -> Tensor:
         ids = [token for row in rows for token in row.ids or ()]

@@ -12,16 +12,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _set_threads(threads: int | None) -> None:
-    """Runs in the engine thread: torch keeps this setting per thread.
+def set_threads(threads: int | None) -> None:
+    """How many cores one operation may use, of torch in the calling thread and of the compiled
+    library; None changes nothing.
 
-    Without torch the thread must start all the same: who loads a stage says what is missing.
+    Without torch the engine thread must start all the same: who loads a stage says what is missing.
     """
     if threads is not None:
         with contextlib.suppress(ImportError):
             import torch
 
+            from ..exact import native
+
             torch.set_num_threads(threads)
+            if (library := native.load()) is not None:
+                library.set_threads(threads)
 
 
 class EngineThread:
@@ -39,7 +44,7 @@ class EngineThread:
         self._executor = ThreadPoolExecutor(
             1,
             thread_name_prefix="shoal-engine",
-            initializer=_set_threads,
+            initializer=set_threads,
             initargs=(self._threads,),
         )
         return self
