@@ -16,6 +16,7 @@ from shoal.models.slice import load_slice
 from shoal.units import Slice
 
 from .families import FAMILIES
+from .reads import places, record_reads
 
 FolderOf = Callable[[str], Path]
 
@@ -54,29 +55,10 @@ def test_files_of_other_stages_are_not_touched(copy: Path) -> None:
 def test_of_a_shared_file_only_own_tensors_are_read(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors
-
-    asked: list[str] = []
-    real = safetensors.safe_open
-
-    class Recording:
-        def __init__(self, *arguments: Any) -> None:
-            self._file = real(*arguments)
-
-        def __enter__(self) -> "Recording":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def get_slice(self, name: str) -> Any:
-            asked.append(name)
-            return self._file.get_slice(name)
-
-    monkeypatch.setattr(safetensors, "safe_open", Recording)
+    asked = record_reads(monkeypatch)
     checkpoint = open_checkpoint(str(copy))
     load_slice(checkpoint, Slice(2, 4))
-    assert sorted(asked) == sorted(checkpoint.own(Slice(2, 4)))
+    assert sorted(asked) == places(checkpoint.own(Slice(2, 4)).values())
     assert 0 < len(asked) < len(checkpoint.tensors)
 
 

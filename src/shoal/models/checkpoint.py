@@ -169,8 +169,9 @@ class Checkpoint:
             )
         if missing:
             hub.fetch(self.source, missing, revision=self.folder.name)
-            for name in missing:
-                read_header(self.folder / name)
+        for name in files:  # where tensors lie is known only of files that are here
+            held = read_header(self.folder / name)
+            self.tensors.update({key: held[key] for key in held.keys() & self.tensors.keys()})
 
 
 def layer_of(tensor: str) -> int | None:

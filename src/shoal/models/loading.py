@@ -42,15 +42,15 @@ def load_weights(
     for name in plain:
         parts[layer_of(name)].append(name)
     tied = layers.stop == checkpoint.layers and checkpoint.tied
-    with PlainTensors(checkpoint.folder, plain) as tensors:
-        for index, names in parts.items():
-            found = _convert(model, checkpoint, {n: tensors.lazy(n) for n in names}, dtype)
-            if index is None and tied:
-                model.tie_weights()
-            _check(model, checkpoint, found, index, tied=tied)
-            part = model if index is None else model.base_model.layers[index]
-            _settle(part, device)
-            ready(part, index)
+    tensors = PlainTensors(checkpoint.folder, plain)
+    for index, names in parts.items():
+        found = _convert(model, checkpoint, {n: tensors.lazy(n) for n in names}, dtype)
+        if index is None and tied:
+            model.tie_weights()
+        _check(model, checkpoint, found, index, tied=tied)
+        part = model if index is None else model.base_model.layers[index]
+        _settle(part, device)
+        ready(part, index)
 
 
 def _convert(model: Any, checkpoint: Checkpoint, lazy: dict[str, Any], dtype: torch.dtype) -> Any:

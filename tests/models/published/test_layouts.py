@@ -37,9 +37,9 @@ def opened(folder: Path, stored: Mapping[str, Tensor], *layouts: Layout) -> Plai
 
 
 def read(folder: Path, stored: Mapping[str, Tensor], *layouts: Layout) -> Tensor:
-    with opened(folder, stored, *layouts) as tensors:
-        (name,) = plain_tensors(read_header(folder / "model.safetensors"), layouts)
-        return tensors.floats(name)
+    tensors = opened(folder, stored, *layouts)
+    (name,) = plain_tensors(read_header(folder / "model.safetensors"), layouts)
+    return tensors.floats(name)
 
 
 @settings(max_examples=25, deadline=None)
@@ -87,9 +87,9 @@ def test_gpt_oss_experts_are_read_as_transformers_reads_them(tmp_path: Path) -> 
 
 def test_the_codes_of_mxfp4_make_up_the_weight(tmp_path: Path) -> None:
     stored, values = writers.mxfp4(noise(2, 64, 5))
-    with opened(tmp_path, stored, Mxfp4()) as tensors:
-        parts = tensors.fp4("x")
-        assert tensors.int4("x") is None
+    tensors = opened(tmp_path, stored, Mxfp4())
+    parts = tensors.fp4("x")
+    assert tensors.int4("x") is None
     assert parts is not None
     assert (parts.codes.shape, parts.exponents.shape) == ((2, 5, 64), (2, 5, 2))
     factor = parts.exponents.float().exp2().repeat_interleave(32, -1)
@@ -113,9 +113,9 @@ INTEGERS: dict[str, tuple[Layout, Any]] = {
 def test_the_codes_of_integers_make_up_the_weight(tmp_path: Path, name: str) -> None:
     layout, packer = INTEGERS[name]
     stored, values = packer(noise(24, 96))
-    with opened(tmp_path, stored, layout) as tensors:
-        parts = tensors.int4("x.weight")
-        assert tensors.fp4("x.weight") is None
+    tensors = opened(tmp_path, stored, layout)
+    parts = tensors.int4("x.weight")
+    assert tensors.fp4("x.weight") is None
     assert parts is not None
     assert parts.codes.dtype == torch.int8
     assert -8 <= int(parts.codes.min()) <= int(parts.codes.max()) <= 7
@@ -127,13 +127,13 @@ def test_the_codes_of_integers_make_up_the_weight(tmp_path: Path, name: str) -> 
 
 def test_columns_out_of_order_and_eight_bits_are_no_plain_4_bit_groups(tmp_path: Path) -> None:
     stored, values = writers.gptq(noise(24, 96), 32, symmetric=True, desc_act=True)
-    with opened(tmp_path, stored, Gptq(4, 32)) as tensors:
-        assert tensors.int4("x.weight") is None
-        assert torch.equal(tensors.floats("x.weight"), values)
+    tensors = opened(tmp_path, stored, Gptq(4, 32))
+    assert tensors.int4("x.weight") is None
+    assert torch.equal(tensors.floats("x.weight"), values)
     stored, values = writers.pack_quantized(noise(24, 96), 32, bits=8)
-    with opened(tmp_path, stored, PackedIntegers(8, 32)) as tensors:
-        assert tensors.int4("x.weight") is None
-        assert torch.equal(tensors.floats("x.weight"), values)
+    tensors = opened(tmp_path, stored, PackedIntegers(8, 32))
+    assert tensors.int4("x.weight") is None
+    assert torch.equal(tensors.floats("x.weight"), values)
 
 
 def test_inputs_and_outputs_need_not_fill_their_last_word(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_version_1_of_gptq_borrows_over_the_codes_of_a_word(tmp_path: Path) -> N
 
 def test_only_the_plain_ones_among_several_formats_stay_as_they_are(tmp_path: Path) -> None:
     stored = {**writers.fp8_rows(noise(4, 4))[0], ".bias": noise(4), ".k_scale": torch.ones(1)}
-    with opened(tmp_path, stored, ScaledBytes()):
-        plain = plain_tensors(read_header(tmp_path / "model.safetensors"), (ScaledBytes(),))
+    opened(tmp_path, stored, ScaledBytes())
+    plain = plain_tensors(read_header(tmp_path / "model.safetensors"), (ScaledBytes(),))
     assert {name: each.layout is None for name, each in plain.items()} == {
         "x.weight": False,
         "x.bias": True,

@@ -1,10 +1,8 @@
 """Checkpoints in each published layout against the floats that they stand for, bit by bit."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import safetensors
 import torch
 
 from shoal.engine.schedule import make_prompts, make_stages, run_schedule
@@ -12,6 +10,7 @@ from shoal.models.checkpoint import Checkpoint
 from shoal.models.slice import load_slice
 from shoal.units import Slice
 
+from ..reads import places, record_reads
 from .writers import CASES
 
 PairOf = Callable[[str], tuple[Checkpoint, Checkpoint]]
@@ -61,27 +60,5 @@ def test_only_the_slices_tensors_are_read(
     quantised, _ = pair_of(case)
     asked = record_reads(monkeypatch)
     load_slice(quantised, Slice(1, 2))
-    assert sorted(asked) == sorted(quantised.own(Slice(1, 2)))
+    assert sorted(asked) == places(quantised.own(Slice(1, 2)).values())
     assert 0 < len(asked) < len(quantised.tensors)
-
-
-def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    asked: list[str] = []
-    real = safetensors.safe_open
-
-    class Recording:
-        def __init__(self, *arguments: Any) -> None:
-            self._file = real(*arguments)
-
-        def __enter__(self) -> "Recording":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def get_slice(self, name: str) -> Any:
-            asked.append(name)
-            return self._file.get_slice(name)
-
-    monkeypatch.setattr(safetensors, "safe_open", Recording)
-    return asked

@@ -1,73 +1,55 @@
-"""A slice's tensors under the names that the architecture knows, read when they are asked for."""
+"""A checkpoint's tensors under the names that the architecture knows, read when asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from types import EllipsisType
 
-import safetensors
 from torch import Tensor
 
+from ..safetensors_read import read_tensor
 from .integers import Grouped
-from .layout import MAIN, Part, Plain
+from .layout import MAIN, Plain
 from .mxfp4 import Fp4
 
 
 class PlainTensors:
-    """Opens the files of some tensors; `plain` comes from `plain_tensors`."""
+    """The tensors `plain` (see `plain_tensors`) of the files in `folder`."""
 
     def __init__(self, folder: Path, plain: Mapping[str, Plain]) -> None:
         self._folder, self._plain = folder, plain
-        self._files: dict[str, Any] = {}
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        for file in sorted({p.info.file for x in self._plain.values() for p in x.parts.values()}):
-            opened = safetensors.safe_open(self._folder / file, "pt")
-            self._files[file] = self._stack.enter_context(opened)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def lazy(self, name: str) -> Any:
-        """What `[...]` turns into the tensor; until then nothing of it is read."""
-        plain = self._plain[name]
-        return self._slice(plain.parts[MAIN]) if plain.layout is None else Packed(self, name)
+    def lazy(self, name: str) -> Lazy:
+        return Lazy(self, name)
 
     def floats(self, name: str) -> Tensor:
+        """The tensor, dequantised when it is stored so. Raises UnsupportedModel."""
         plain = self._plain[name]
-        if plain.layout is None:
-            tensor: Tensor = self.lazy(name)[...]
-            return tensor
-        return plain.layout.floats(self._stored(plain))
+        stored = self._read(plain)
+        return stored[MAIN] if plain.layout is None else plain.layout.floats(stored)
 
     def int4(self, name: str) -> Grouped | None:
         """codes (N, K) int8, scales (N, K / group) float32, zero points; None when `name` is not
         stored in 4-bit integers, or its groups are no runs of columns (GPTQ's desc_act).
         """
         plain = self._plain[name]
-        return plain.layout.int4(self._stored(plain)) if plain.layout is not None else None
+        return None if plain.layout is None else plain.layout.int4(self._read(plain))
 
     def fp4(self, name: str) -> Fp4 | None:
         """codes (..., N, K) uint8 and exponents (..., N, K / 32); None when not stored so."""
         plain = self._plain[name]
-        return plain.layout.fp4(self._stored(plain)) if plain.layout is not None else None
+        return None if plain.layout is None else plain.layout.fp4(self._read(plain))
 
-    def _stored(self, plain: Plain) -> dict[str, Tensor]:
-        return {role: self._slice(part)[...] for role, part in plain.parts.items()}
-
-    def _slice(self, part: Part) -> Any:
-        return self._files[part.info.file].get_slice(part.name)
+    def _read(self, plain: Plain) -> dict[str, Tensor]:
+        return {role: read_tensor(self._folder, x.info) for role, x in plain.parts.items()}
 
 
-class Packed:
-    """Looks to transformers like a slice of a safetensors file."""
+class Lazy:
+    """Looks to transformers like a slice of a safetensors file: `[...]` reads."""
 
     def __init__(self, tensors: PlainTensors, name: str) -> None:
         self._tensors, self._name = tensors, name
 
-    def __getitem__(self, index: Any) -> Tensor:
-        return self._tensors.floats(self._name)[index]
+    def __getitem__(self, index: EllipsisType) -> Tensor:
+        return self._tensors.floats(self._name)
