@@ -1,7 +1,7 @@
 """Attention of one row over its own context, unpadded: no neighbour changes a request's bits.
 
 N new tokens of one row · S tokens it may see · H heads · K kv heads · G = H / K
-D head width of queries and keys · W of values
+D head width of queries and keys · W of values · R of latents · P of rotated keys
 """
 
 # ruff: noqa: N803, N806 - the letters at the end of a tensor's name are its axes
@@ -30,6 +30,7 @@ class Scores:
 
 
 FEW = 8  # tokens
+MOST_SCORES = 1 << 24  # at a time, of latents
 TILE = 4  # rows; torch's float32 products of other heights depend on the number of threads
 
 
@@ -60,6 +61,28 @@ def attend_row(
         enable_gqa=kv_heads != heads,
     )
     return out[0].transpose(0, 1)
+
+
+def attend_latents(
+    q_NHD: Tensor, latents_SR: Tensor, turned_SP: Tensor, mask_NS: Tensor | None, scaling: float
+) -> Tensor:
+    """Returns (N, H, R): sums of latents, which are keys too, together with rotated keys. Without a
+    mask one token sees everything.
+    """
+    count, heads, _ = q_NHD.shape
+    seen, rank = latents_SR.shape
+    step = max(1, MOST_SCORES // (heads * seen))
+    parts = []
+    for at in range(0, count, step):
+        q = q_NHD[at : at + step].reshape(1, -1, q_NHD.shape[2])
+        scores = _product(q[..., :rank], latents_SR.t()[None])
+        scores = (scores + _product(q[..., rank:], turned_SP.t()[None])) * scaling
+        if mask_NS is not None:
+            hidden = ~mask_NS[at : at + step].repeat_interleave(heads, 0)
+            scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(latents_SR.dtype)
+        parts.append(_product(weights, latents_SR[None]).view(-1, heads, rank))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_by_hand(

@@ -9,17 +9,21 @@ H heads · K kv heads · D width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..exact.attention import BLOCK, Context, Scores, attend
+from ..exact.latent import attend_latents
 from ..exact.layer import Angles, DenseLayer, run_layer
 from ..exact.numbers import round_rows
 from .kv import AsCache, KvLayout, allocate
 from .plan import Group, StepPlan
+
+Attend = Callable[[Tensor, Tensor, Context], Tensor]
+"""(queries (B, N, H, D), positions (B, N), what is cached of them) -> (B, N, H, W)."""
 
 
 class ExactKv(AsCache):
@@ -69,8 +73,17 @@ class ExactKv(AsCache):
             None if sinks is None else sinks.float(),
             softcap,
         )
-        out = self._attend(self._newest, q_1HTD[0].transpose(0, 1).float(), how)
-        return out.to(q_1HTD.dtype)[None]
+        q_THD = q_1HTD[0].transpose(0, 1).float()
+        return self._attend(self._newest, q_THD, window, _as(how)).to(q_1HTD.dtype)[None]
+
+    def attend_latents(
+        self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, *, scaling: float
+    ) -> Tensor:
+        def each(q_BNHD: Tensor, positions: Tensor, context: Context) -> Tensor:
+            return attend_latents(q_BNHD, positions, context, scaling)
+
+        q_THD = q_1HTD[0].transpose(0, 1).float()
+        return self._attend(self._newest, q_THD, None, each).to(q_1HTD.dtype)[None]
 
     # ---- as the layers of models/dense.py see it
 
@@ -82,7 +95,7 @@ class ExactKv(AsCache):
 
             def cached(q: Tensor, k: Tensor, v: Tensor, how: Scores, at: int = index) -> Tensor:
                 self._cache(at, k, v)
-                return self._attend(at, q, how)
+                return self._attend(at, q, how.window, _as(how))
 
             x = run_layer(layer, x, angles, cached, dtype)
         return x
@@ -95,20 +108,24 @@ class ExactKv(AsCache):
             codes.index_copy_(0, slots, rounded.to(torch.int16))
             scales.index_copy_(0, slots, scale)
 
-    def _attend(self, layer: int, q_THD: Tensor, how: Scores) -> Tensor:
+    def _attend(self, layer: int, q_THD: Tensor, window: int | None, attend: Attend) -> Tensor:
+        """(T, H, W): rows of one token together, longer ones one by one."""
         groups = self._plan.groups()
         if len(groups) == 1:  # in the order of tokens
-            out = self._attend_group(layer, q_THD, groups[0], how)
-            return out.flatten(0, 1)
-        parts = torch.empty_like(q_THD)
-        for group in groups:
-            out = self._attend_group(layer, q_THD[group.tokens], group, how)
-            parts = parts if parts.shape[2] == out.shape[3] else _resized(parts, out)
-            parts[group.tokens] = out.flatten(0, 1)
-        return parts
+            return self._attend_group(layer, q_THD, groups[0], window, attend)
+        found = [
+            self._attend_group(layer, q_THD[group.tokens], group, window, attend)
+            for group in groups
+        ]
+        out = found[0].new_empty(len(q_THD), *found[0].shape[1:])
+        for group, part in zip(groups, found, strict=True):
+            out[group.tokens] = part
+        return out
 
-    def _attend_group(self, layer: int, q_THD: Tensor, group: Group, how: Scores) -> Tensor:
-        first, slots = group.context(how.window, BLOCK)
+    def _attend_group(
+        self, layer: int, q_THD: Tensor, group: Group, window: int | None, attend: Attend
+    ) -> Tensor:
+        first, slots = group.context(window, BLOCK)
         rows, places = slots.shape
         context = Context(
             first,
@@ -118,8 +135,8 @@ class ExactKv(AsCache):
             ),
         )
         q_BNHD = q_THD.reshape(rows, -1, *q_THD.shape[1:])
-        return attend(q_BNHD, group.positions, context, how)
+        return attend(q_BNHD, group.positions, context).flatten(0, 1)
 
 
-def _resized(parts: Tensor, like: Tensor) -> Tensor:
-    return parts.new_empty(*parts.shape[:2], like.shape[3])
+def _as(how: Scores) -> Attend:
+    return lambda q_BNHD, positions, context: attend(q_BNHD, positions, context, how)

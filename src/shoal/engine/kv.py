@@ -1,9 +1,9 @@
 """The KV cache: one pair of pools a layer, shared by all sessions, allocated once.
 
 A model sees it as its `past_key_values` (only `update` matters to a decoder) and hands it down to
-the attention hook. Two kinds of layers: *direct* ones attend to exactly what they cached, so the
-context is read in place from the pools; the others (MLA) cache something smaller and compute keys
-and values from it, so the context is gathered for them.
+the attention hook. Two kinds of layers: *direct* ones attend to exactly what they cached (keys and
+values, or latents and rotated keys), so the context is read in place from the pools; the others
+cache something smaller and compute keys and values from it, so the context is gathered for them.
 
 T new tokens, all rows together · C context tokens, all rows together · K heads · D width cached
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import NoCapacity, UnsupportedModel
 from ..exact.layer import Angles, DenseLayer
 from ..models.slice import ModelSlice
-from .attention import Scores, attend_row
+from .attention import Scores, attend_latents, attend_row
 from .plan import Span, StepPlan
 
 
@@ -111,6 +111,11 @@ class _Probe(AsCache):
         direct = k is self._keys
         self.layout[self._updated] = LayerKv(seen.keys, seen.values, seen.dtype, direct)
         return attend_row(q_1HTD[0].transpose(0, 1), k, v, None, Scores(**how))[None]
+
+    def attend_latents(self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, **_: Any) -> Tensor:
+        seen = self.layout[self._updated]
+        self.layout[self._updated] = LayerKv(seen.keys, seen.values, seen.dtype, direct=True)
+        return latents.expand(1, 1, q_1HTD.shape[1], -1)
 
 
 _measured: WeakKeyDictionary[ModelSlice, KvLayout] = WeakKeyDictionary()
@@ -223,6 +228,17 @@ class PagedKv(AsCache):
             rows.append(
                 attend_row(queries, keys, values, self._mask(span, first, scores.window), scores)
             )
+        return (rows[0] if len(rows) == 1 else torch.cat(rows))[None]
+
+    def attend_latents(
+        self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, *, scaling: float
+    ) -> Tensor:
+        plan, pools, rows = self._plan, self._pools[self._newest[1]], []
+        queries = torch.split(q_1HTD[0].transpose(0, 1), plan.counts)
+        for span, mine in zip(plan.spans, queries, strict=True):
+            first, second = (self._context(pool, span, 0)[0, 0] for pool in pools)
+            mask = None if span.count == 1 else plan.mask(span.count, span.stop, None)
+            rows.append(attend_latents(mine, first, second, mask, scaling))
         return (rows[0] if len(rows) == 1 else torch.cat(rows))[None]
 
     def _mask(self, span: Span, first: int, window: int | None) -> Tensor | None:

@@ -45,10 +45,18 @@ class Ragged(Protocol):
         """
         ...
 
+    def attend_latents(
+        self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, *, scaling: float
+    ) -> Tensor:
+        """Returns (1, T, H, R): sums of latents (1, 1, T, R), which with the rotated keys `turned`
+        (1, 1, T, D - R) are what the layer cached; see `absorbed.py`.
+        """
+        ...
+
     def dense(
         self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
     ) -> Tensor:
-        """(T, E) float32 through all these layers, by their index; see `exact/layer.py`."""
+        """x (T, E) float32, which is not kept, through all these layers; see `exact/layer.py`."""
         ...
 
 
@@ -73,6 +81,8 @@ def _attend(
         raise UnsupportedModel(
             f"{type(module).__name__} does not hand its arguments down to the attention function"
         )
+    if (absorbed := getattr(module, "absorbed", None)) is not None:
+        return absorbed.attend(ragged, query, key, value, named["scaling"]), None
     return ragged.attend(
         query,
         key,
