@@ -70,7 +70,7 @@ class Plain:
 
     def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKW: Tensor, how: Scores) -> Tensor:
         sizes = [count for _, count in self.spans]
-        of_rows = zip(*(x.split(sizes) for x in (q_THD, k_TKD, v_TKW)), strict=True)
+        of_rows = zip(*(torch.split(x, sizes) for x in (q_THD, k_TKD, v_TKW)), strict=True)
         parts = [
             self._row(row, span[0], q, k, v, how)
             for row, (span, (q, k, v)) in enumerate(zip(self.spans, of_rows, strict=True))
