@@ -79,7 +79,7 @@ class StepPlan:
     """`positions` and `slots` are (T,) int64; `masks` remembers masks for the layers to come."""
 
     page_size: int
-
+    pages: list[Sequence[int]]  # of each row, as far as its tokens reach
     spans: list[Span]
     counts: list[int]
     positions: Tensor
@@ -104,7 +104,8 @@ class StepPlan:
                 pages = row.pages
                 slots += [pages[at // page_size] * page_size + at % page_size for at in mine]
         both = torch.tensor([positions, slots], device=device)
-        return cls(page_size, spans, [row.count for row in rows], both[0], both[1])
+        pages = [row.pages[: -(-row.stop // page_size)] for row in rows]
+        return cls(page_size, pages, spans, [row.count for row in rows], both[0], both[1])
 
     def groups(self) -> list[Group]:
         """Rows of one token all together, longer ones one by one; in the order of tokens."""

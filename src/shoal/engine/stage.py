@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..models.slice import ModelSlice
 from . import wire
-from .exact_kv import ExactKv
+from .compiled_kv import exact_kv
 from .kv import PagedKv, kv_bytes_per_token, kv_layout
 from .plan import StepPlan
 from .request import Sampled
@@ -68,8 +68,8 @@ class Stage:
         layout = kv_layout(model)
         self.kv_bytes_per_token = kv_bytes_per_token(layout, exact=model.exact)
         direct = all(layer.direct for layer in layout.values())
-        kind = ExactKv if model.exact and direct else PagedKv
-        self._kv = kind(layout, self.config.pages, self.config.page_size, model.device)
+        make = exact_kv if model.exact and direct else PagedKv
+        self._kv = make(layout, self.config.pages, self.config.page_size, model.device)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> StepResult:

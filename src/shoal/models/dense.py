@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..exact import native, native_layer
 from ..exact.attention import Scores
 from ..exact.layer import Activation, Angles, AttentionPart, DenseLayer, FeedForward
 from ..exact.numbers import rms_norm
@@ -176,7 +177,8 @@ class DenseLayers(nn.Module):
     ) -> Tensor:
         dtype = hidden_states.dtype
         angles = self.angles(position_ids[0])
-        x = ragged.dense(self.layers, hidden_states[0].float(), angles, dtype)
+        x = hidden_states[0].to(torch.float32, copy=True)  # computed in place
+        x = ragged.dense(self.layers, x, angles, dtype)
         return x.to(dtype)[None]
 
 
@@ -189,7 +191,13 @@ class ExactNorm(nn.Module):
         self.eps = float(config.rms_norm_eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states.float(), self.scale, self.eps).to(hidden_states.dtype)
+        x = hidden_states.float()
+        library = native.load() if x.device.type == "cpu" else None
+        if library is None:
+            return rms_norm(x, self.scale, self.eps).to(hidden_states.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        normed = native_layer.rms_norm(library, flat, self.scale, self.eps)
+        return normed.to(hidden_states.dtype).view(hidden_states.shape)
 
 
 class _PreciseAngles(TorchFunctionMode):
