@@ -1,0 +1,50 @@
+"""One engine behind a URL: found out about, asked for tokens, looked after."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from ...models.text import Tokenizer
+from ..request import Sampled, Sampling
+from .client import EngineClient
+from .dialect import Job
+from .probe import Probed, probe
+
+
+class Engine:
+    """`names` are what the model may be called there. Ask `probe` before anything else."""
+
+    def __init__(self, client: EngineClient, tokenizer: Tokenizer, names: Sequence[str]) -> None:
+        self._client, self._tokenizer, self._names = client, tokenizer, names
+        self._probed: Probed | None = None
+
+    @property
+    def probed(self) -> Probed:
+        if self._probed is None:
+            raise RuntimeError("the engine was not probed")
+        return self._probed
+
+    @property
+    def name(self) -> str:
+        """Which server it is, and how it is spoken to."""
+        return self.probed.dialect.name
+
+    async def probe(self) -> Probed:
+        """Raises BackendFailed while it does not answer, BadConfig where waiting will not help."""
+        self._probed = await probe(self._client, self._tokenizer, self._names)
+        return self._probed
+
+    async def alive(self) -> None:
+        """Raises BackendFailed when it is not."""
+        await self._client.ask("v1/models")
+
+    def refuses(self, sampling: Sampling) -> str:
+        return self.probed.dialect.refuses(sampling)
+
+    def generate(self, job: Job) -> AsyncGenerator[list[Sampled], None]:
+        """Tokens as they come, the last with a `finish`; close it to free the engine's slot. Raises
+        BackendFailed.
+        """
+        eos_ids = self._tokenizer.eos_ids
+        end_id = next(iter((*job.sampling.stop_ids, *eos_ids)), 0)
+        return self._client.generate(self.probed.dialect, job, end_id)
