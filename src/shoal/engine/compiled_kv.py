@@ -65,7 +65,14 @@ class CompiledKv(ExactKv):
         self._newest, self._fresh = layer_idx, (keys, values)
         return keys, values
 
-    def _attend(self, layer: int, q_THD: Tensor, how: Scores) -> Tensor:
+    def attend_latents(
+        self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, *, scaling: float
+    ) -> Tensor:
+        """Plain: wider than the library's attention goes."""
+        self._cache(self._newest, *(x[0].transpose(0, 1).float() for x in self._fresh))
+        return super().attend_latents(q_1HTD, latents, turned, scaling=scaling)
+
+    def _scored(self, layer: int, q_THD: Tensor, how: Scores) -> Tensor:
         if layer not in self._attention:
             pools = Pools(*self._pools[layer])
             self._attention[layer] = NativeAttention(self._library, pools, how)

@@ -74,7 +74,10 @@ class ExactKv(AsCache):
             softcap,
         )
         q_THD = q_1HTD[0].transpose(0, 1).float()
-        return self._attend(self._newest, q_THD, window, _as(how)).to(q_1HTD.dtype)[None]
+        return self._scored(self._newest, q_THD, how).to(q_1HTD.dtype)[None]
+
+    def _scored(self, layer: int, q_THD: Tensor, how: Scores) -> Tensor:
+        return self._attend(layer, q_THD, how.window, _as(how))
 
     def attend_latents(
         self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, *, scaling: float
@@ -95,7 +98,7 @@ class ExactKv(AsCache):
 
             def cached(q: Tensor, k: Tensor, v: Tensor, how: Scores, at: int = index) -> Tensor:
                 self._cache(at, k, v)
-                return self._attend(at, q, how.window, _as(how))
+                return self._scored(at, q, how)
 
             x = run_layer(layer, x, angles, cached, dtype)
         return x
