@@ -69,12 +69,17 @@ def variants(machine: str) -> dict[str, list[str]]:
 
 
 def fingerprint() -> str:
-    """Names one build: changes with any source, flag, compiler or kind of processor."""
-    digest = hashlib.sha256(repr((COMMON, X86, ARM, PLAIN, compiler())).encode())
-    digest.update(f"{sys.platform} {platform.machine()}".encode())
+    """Names the library that these sources and flags make; compiled into it."""
+    digest = hashlib.sha256(repr((COMMON, X86, ARM, PLAIN)).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def cache_name() -> str:
+    """Changes with the fingerprint, the compiler, or the kind of processor."""
+    about = (fingerprint(), compiler(), sys.platform, platform.machine())
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def build(target: Path, machine: str = "") -> Path:
@@ -108,6 +113,7 @@ def _compile_all(command: list[str], folder: Path, flags: dict[str, list[str]]) 
         }
         made = {name: objects for name in started if (objects := _all_or_none(started[name]))}
         known = [f"-DSHOAL_HAS_{name}" for name in made]
+        known.append(f'-DSHOAL_FINGERPRINT="{fingerprint()}"')
         others = sorted(set(SOURCES.glob("*.cpp")) - set(kernels))
         rest = [future.result() for future in compile_each(others, "all", known)]
     library = folder / library_name()

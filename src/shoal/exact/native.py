@@ -24,8 +24,8 @@ from torch import Tensor
 
 from . import build
 
-ABI = 1
 LARGEST_K = 131_000
+BESIDE = Path(__file__).parent / build.library_name()
 log = logging.getLogger(__name__)
 
 
@@ -34,13 +34,12 @@ def load() -> Native | None:
     """The library, found or compiled (seconds, once a machine); None where there is none."""
     if os.environ.get("SHOAL_KERNELS", "").lower() in ("off", "0", "no"):
         return None
-    beside = Path(__file__).parent / build.library_name()
-    return _open(beside) or _open(_in_cache())
+    return opened(BESIDE) or opened(_in_cache())
 
 
 def _in_cache() -> Path:
     """The library in the user's cache, compiled now if need be. A failure is remembered there."""
-    folder = platformdirs.user_cache_path("shoal") / "kernels" / build.fingerprint()
+    folder = platformdirs.user_cache_path("shoal") / "kernels" / build.cache_name()
     library, failure = folder / build.library_name(), folder / "failed"
     try:
         if not library.exists() and not failure.exists():
@@ -61,14 +60,16 @@ def _remember(failure: Path, reason: str) -> None:
         log.debug("cannot write %s", failure)
 
 
-def _open(path: Path) -> Native | None:
+def opened(path: Path) -> Native | None:
+    """The library in this file; None where there is none that fits."""
     if not path.exists():
         return None
     try:
         library = ctypes.CDLL(str(path))
-        if library.shoal_abi() == ABI:
+        library.shoal_fingerprint.restype = c_char_p
+        if library.shoal_fingerprint().decode() == build.fingerprint():
             return Native(library)
-        log.warning("%s is of another version of shoal", path)
+        log.info("%s was made from other sources", path)
     except (OSError, AttributeError) as error:
         log.warning("cannot use %s: %s", path, error)
     return None
@@ -206,7 +207,7 @@ class NativeExperts:
 
 Pointer = c_void_p
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "shoal_abi": (c_int, []),
+    "shoal_fingerprint": (c_char_p, []),
     "shoal_isa": (c_char_p, []),
     "shoal_set_isa": (c_int, [c_char_p]),
     "shoal_set_threads": (None, [c_int]),

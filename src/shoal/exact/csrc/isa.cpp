@@ -101,7 +101,7 @@ const Kernels& kernels() {
 
 }  // namespace shoal
 
-int shoal_abi(void) { return SHOAL_ABI; }
+const char* shoal_fingerprint(void) { return SHOAL_FINGERPRINT; }
 
 const char* shoal_isa(void) { return shoal::kernels().name; }
 

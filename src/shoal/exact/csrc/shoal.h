@@ -14,15 +14,14 @@
 extern "C" {
 #endif
 
-#define SHOAL_ABI 1
-
 #if defined(__GNUC__)
 #pragma GCC visibility push(default)
 #endif
 
 typedef struct shoal_linear shoal_linear;
 
-int shoal_abi(void);
+// Of the sources and flags that this library was made from: a caller refuses any other.
+const char* shoal_fingerprint(void);
 
 // The variant in use: "avx512vnni", "avxvnni", "avx2", "generic" (or "neon", "neondot" on ARM).
 // Chosen when first needed: SHOAL_ISA if set and possible here, else the fastest this processor has.
