@@ -6,7 +6,9 @@ in memory in floats.
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +53,7 @@ def load_weights(
         part = model if index is None else model.base_model.layers[index]
         _settle(part, device)
         ready(part, index)
+        _trim()
 
 
 def _convert(model: Any, checkpoint: Checkpoint, lazy: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -77,6 +80,16 @@ def _settle(part: Any, device: str) -> None:
     """Onto its device, for inference only. Layers that are not loaded yet stay on `meta`."""
     part._apply(lambda x: x if x.is_meta else x.to(device))
     part.requires_grad_(False)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system. Else the allocator keeps every layer's floats, in heaps
+    of the threads that read them.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries lack it
+        if trim is not None:
+            trim(0)
 
 
 def _check(
