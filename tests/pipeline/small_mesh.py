@@ -228,6 +228,8 @@ class SmallMesh:
                     )
                     self._do(node, ready)
                 case Send(to, message):
+                    if isinstance(message, Preempted):
+                        self._assert_for_an_older(node, message.session)
                     self._send(node.id, to, (message, ()))
                 case Enqueue(row):
                     node.ready.append(row)
@@ -239,6 +241,14 @@ class SmallMesh:
                     pass  # counted where its gateway hears of it
                 case Forward():
                     raise AssertionError("only finish() forwards")
+
+    def _assert_for_an_older(self, node: ToyNode, session: SessionId) -> None:
+        """The oldest session of a stage, and so the oldest of all, is never sent away. (Who is
+        not to take from another gateway goes itself.)
+        """
+        (born,) = [each.born for each in self.generations if each.session == session] or [1 << 60]
+        older = [each for each in node.sessions._sessions.values() if each.open.born < born]
+        assert older or self.gateway_share < 1, "the oldest is never sent away"
 
     def kill(self, name: str) -> None:
         """The node is gone at once; what it had sent may still be under way, what was sent to it is

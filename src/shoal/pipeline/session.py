@@ -69,6 +69,7 @@ class StageSessionsConfig:
     headroom_tokens: int = 64  # pages beyond what a session needs at the moment
     share_prefixes: bool = True  # False where a page alone is not all that a layer remembers
     max_patience_s: float = 120.0
+    grace_s: float = 5.0  # for who waits for no more than the end of a forward
     idle_s: float = 600.0  # no row for so long: its gateway, which would have given up, is silent
     gateway_share: float = 1.0  # of sessions and pages, for one node other than ourselves
 

@@ -180,20 +180,31 @@ class StageSessions:
         """Give pages to the sessions that want some, the oldest first. Call it again at
         `next_deadline`.
         """
+        out = self._hand_out(now)
+        late = [each for each in self._pages.waiting() if now >= each.deadline]
+        if late:  # perhaps others have waited behind them
+            out += [self._give_up(each, "older sessions have the pages") for each in late]
+            out += self._hand_out(now)
+        return out
+
+    def _hand_out(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []
         behind: set[NodeId] = set()  # gateways that have their share: their younger ones wait too
         blocked = False  # who waits to be opened is not overtaken by younger ones
         for this in self._pages.wanting():
-            if this.closed or (blocked and this.state == "waiting") or this.gateway in behind:
-                continue
-            if this.state == "waiting" and self._pages.crowds(this):
-                behind.add(this.gateway)
-                continue
+            if this.closed:
+                continue  # it had to go for one before it
+            if this.state == "waiting":
+                if self._pages.crowds(this):
+                    behind.add(this.gateway)
+                if blocked or this.gateway in behind:
+                    continue
             verdict = self._satisfy(this, now, out)
             if verdict == "soon":
+                this.deadline = max(this.deadline, now + self.config.grace_s)
                 break
             blocked = blocked or verdict == "wait"
-        return out + self._expire(now)
+        return out
 
     def _satisfy(
         self, this: Session, now: float, out: list[Instruction]
@@ -209,11 +220,6 @@ class StageSessions:
                 case verdict:
                     return verdict
         return "done"
-
-    def _expire(self, now: float) -> list[Instruction]:
-        why = "older sessions have the pages"
-        late = [each for each in self._pages.waiting() if now >= each.deadline]
-        return [self._give_up(each, why) for each in late]
 
     def next_deadline(self) -> float | None:
         return min((each.deadline for each in self._pages.waiting()), default=None)
