@@ -40,7 +40,7 @@ class StubGeneration:
         self.route = (("amber-fox", "0:4"), ("still-lake", "4:8"))
         self.closed = asyncio.Event()
         self._backend, self._sampling = backend, request.sampling
-        self._ids = TOKENIZER.encode(backend.text_for(request))
+        self._ids = backend.model.tokenizer.encode(backend.text_for(request))
 
     async def __aiter__(self) -> AsyncIterator[Sampled]:
         for count, token in enumerate([*self._ids, 256], 1):

@@ -19,6 +19,15 @@ pytestmark = pytest.mark.anyio
 CHAT = {"model": "shoal-tiny", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "shoal-tiny", "prompt": "hi"}
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+BAD_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}
+
+
+def format_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    }
+
 
 def error_in(response: httpx.Response) -> dict[str, Any]:
     error = response.json()["error"]
@@ -62,9 +71,36 @@ async def test_what_is_no_json_object_is_refused(http: httpx.AsyncClient, raw: b
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"tool_choice": "required", "tools": [{}]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [TOOL]},
+            "tool_choice",
+        ),
+        ({"tools": [{}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [BAD_TOOL], "tool_choice": "required"}, "tools"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (format_of({"type": "strin"}), "response_format"),
+        (format_of({"type": "string", "description": "x" * 41_000}), "response_format"),
+        (format_of({"type": "integer", "multipleOf": 10**9}), "response_format"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0]",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "alloy"}}, "audio"),
         ({"functions": [{"name": "f"}]}, "functions"),

@@ -262,7 +262,7 @@ def accepts(rules: ToolRules, text: bytes) -> bool:
     ("rules", "good", "bad"),
     [
         (
-            {"begin": "<t>\n", "end": "\n</t>"},
+            {"begin": "<t>", "end": "</t>", "gap": "\n"},
             [b"<t>\n" + CALL + b"\n</t>", b"<t>\n" + CALL + b"\n</t>\n<t>\n" + CALL + b"\n</t>"],
             [b"", b"hi", CALL, b"<t>\n" + CALL, b"<t>\n" + CALL.replace(b"5", b"500") + b"\n</t>"],
         ),
@@ -277,8 +277,12 @@ def accepts(rules: ToolRules, text: bytes) -> bool:
             [b"<t>", b"so <t>{}</t>"],
         ),
         ({"free_text": True}, [b"", b"hello {", CALL], [b"{", b"{}"]),
-        ({"begin_token": 65, "as_list": True}, [b"A[" + CALL + b", " + CALL + b"]"], [b"A[]"]),
-        ({"begin_token": 65, "as_list": True, "several": False}, [b"A[" + CALL + b"]"], [CALL]),
+        (
+            {"begin": "A", "begin_token": 9, "as_list": True},
+            [b"A[" + CALL + b", " + CALL + b"]"],
+            [b"A[]"],
+        ),
+        ({"begin": "A", "as_list": True, "several": False}, [b"A[" + CALL + b"]"], [CALL]),
         ({"several": False}, [CALL, b'{"name": "wait", "arguments": [1]}'], [b"", b"x" + CALL]),
     ],
 )
@@ -289,6 +293,13 @@ def test_calls_are_written_as_the_rules_say(
         assert accepts(ToolRules((MOVE, WAIT), **rules), text), text
     for text in bad:
         assert not accepts(ToolRules((MOVE, WAIT), **rules), text), text
+
+
+def test_calls_begin_with_the_token_that_the_rules_name() -> None:
+    rules = ToolRules((MOVE,), begin="[CALL]", begin_token=77, several=False)
+    out = written(state(Grammar("tools", msgspec.json.encode(rules).decode())))
+    assert out[0].token == 77
+    assert json.loads(TOKENIZER.decode(ids(out[1:])))["name"] == "move"
 
 
 def test_a_name_cannot_write_grammar() -> None:

@@ -20,6 +20,7 @@ from .choice import ChoiceText
 from .delivery import Delivery, StreamDelivery, WholeDelivery
 from .presence import ClientLeft, Presence
 from .shapes import Shape, Usage
+from .tools import Tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Job:
     stream: bool
     include_usage: bool
     continues: bool = False  # the answers go on from their prompts' text
+    tools: Tools | None = None  # whose calls are to be found in the answers
 
 
 class Answerer:
@@ -91,7 +93,13 @@ class Answerer:
 
 def _texts(job: Job) -> list[ChoiceText]:
     return [
-        ChoiceText(job.tokenizer, job.stops, request.prompt_ids if job.continues else ())
+        ChoiceText(
+            job.tokenizer,
+            job.stops,
+            request.prompt_ids if job.continues else (),
+            calls=job.tools.reader() if job.tools else None,
+            markers=job.tools.markers if job.tools else None,
+        )
         for request in job.requests
     ]
 

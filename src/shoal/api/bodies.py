@@ -7,6 +7,7 @@ the field. A known parameter that would change the answer, but that nothing here
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +16,7 @@ from ..errors import InvalidRequest
 
 MAX_STOPS = 16
 MAX_CHOICES = 16  # n
+MAX_TOOLS = 128
 
 _Token = Annotated[int, Field(ge=0)]
 _Tokens = Annotated[
@@ -23,15 +25,15 @@ _Tokens = Annotated[
 _StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 _REFUSED = {  # fine while null, false or empty
     "audio": "answers are text",
-    "function_call": "function calls are not parsed",
-    "functions": "function calls are not parsed",
-    "guided_choice": "constrained decoding is not supported",
-    "guided_grammar": "constrained decoding is not supported",
-    "guided_json": "constrained decoding is not supported",
-    "guided_regex": "constrained decoding is not supported",
+    "function_call": "use tools and tool_choice",
+    "functions": "use tools and tool_choice",
+    "guided_choice": "use response_format with a JSON schema",
+    "guided_grammar": "use response_format with a JSON schema",
+    "guided_json": "use response_format with a JSON schema",
+    "guided_regex": "use response_format with a JSON schema",
     "min_tokens": "a least number of tokens is not supported",
     "prompt_logprobs": "logprobs are given for the answer only",
-    "structured_outputs": "constrained decoding is not supported",
+    "structured_outputs": "use response_format with a JSON schema",
     "suffix": "filling in the middle is not supported",
     "use_beam_search": "answers are sampled, not searched",
     "web_search_options": "nothing here searches the web",
@@ -120,9 +122,45 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
 
 
+class FunctionSpec(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema
+    strict: bool | None = None
+
+
+class ToolSpec(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class FunctionName(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["function"]
+    function: FunctionName
+
+
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(strict=True)
+    content: dict[str, Any] = Field(alias="schema")
+
+
 class ResponseFormat(BaseModel):
     model_config = ConfigDict(strict=True)
-    type: str
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @property
+    def schema_text(self) -> str:
+        content = self.json_schema.content if self.json_schema else {}
+        return json.dumps(content, ensure_ascii=False)
 
 
 class ChatBody(GenerationBody):
@@ -130,21 +168,66 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[str], Field(fail_fast=True)] | None = None
 
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
-        if self.tool_choice not in (None, "none", "auto"):
-            raise unsupported("tool_choice", "a tool call cannot be forced; use auto or none")
-        if self.response_format and self.response_format.type != "text":
-            raise unsupported("response_format", "constrained decoding is not supported")
+        self._check_tools()
+        self._check_response_format()
         if set(self.modalities or ()) - {"text"}:
             raise unsupported("modalities", "answers are text")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise InvalidRequest("two tools have the same name", param="tools")
+        if self.forces_call and not names:
+            raise InvalidRequest("tool_choice asks for a call, but no tools", param="tool_choice")
+        if self.named_tool and self.named_tool not in names:
+            raise InvalidRequest(
+                f"tool_choice asks for {self.named_tool!r}, which is not among the tools",
+                param="tool_choice",
+            )
+
+    def _check_response_format(self) -> None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return
+        if wanted.type == "json_schema" and wanted.json_schema is None:
+            raise InvalidRequest("json_schema is missing", param="response_format")
+        if self.offered_tools:
+            raise unsupported("response_format", 'not beside tools, unless tool_choice is "none"')
+
+    @property
+    def named_tool(self) -> str:
+        """The only tool that may be called, and must be; "" where there is none."""
+        choice = self.tool_choice
+        return choice.function.name if isinstance(choice, NamedTool) else ""
+
+    @property
+    def forces_call(self) -> bool:
+        return self.tool_choice == "required" or bool(self.named_tool)
+
+    @property
+    def offered_tools(self) -> list[ToolSpec]:
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def callable_tools(self) -> list[ToolSpec]:
+        named = self.named_tool
+        return [each for each in self.offered_tools if named in ("", each.function.name)]
+
+    @property
+    def restricts_calls(self) -> bool:
+        """True when not just any answer will do."""
+        strict = any(each.function.strict for each in self.offered_tools)
+        return self.forces_call or strict or self.parallel_tool_calls is False
 
     @property
     def wanted_tokens(self) -> int | None:

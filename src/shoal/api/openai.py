@@ -11,6 +11,7 @@ from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
+from ..engine.request import Grammar
 from ..errors import InvalidRequest
 from .answer import Answerer, Job
 from .backend import Backend, GenerationRequest, ServedModel
@@ -20,6 +21,7 @@ from .failures import HttpError
 from .prompts import chat_prompt, completion_prompts, tokenizer_of
 from .sampling import for_choice, room_for_answer, sampling_of
 from .shapes import ChatShape, Heading, TextShape
+from .tools import grammar_of, tools_of
 from .turnstile import Turnstile
 
 
@@ -49,16 +51,19 @@ async def understand_chat(raw: bytes, backend: Backend, config: ApiConfig) -> Jo
     body = ChatBody.parse(raw)
     model = backend.find(body.model)
     tokenizer = tokenizer_of(model)
-    prompt = await chat_prompt(body, tokenizer, config)
+    tools = tools_of(body, tokenizer)
+    grammar = await grammar_of(body, tools)
+    prompt = await chat_prompt(body, tokenizer, config, tools)
     heading = _heading("chatcmpl", body, model)
     return Job(
-        requests=_requests(body, model, [prompt], config),
+        requests=_requests(body, model, [prompt], config, grammar),
         tokenizer=tokenizer,
         stops=body.stops,
         prompt_tokens=len(prompt),
         shape=ChatShape(heading, tokenizer),
         stream=bool(body.stream),
         include_usage=heading.include_usage,
+        tools=tools,
     )
 
 
@@ -87,12 +92,13 @@ def _requests(
     model: ServedModel,
     prompts: Sequence[tuple[int, ...]],
     config: ApiConfig,
+    grammar: Grammar | None = None,
 ) -> tuple[GenerationRequest, ...]:
     """One for each choice: the n choices of the first prompt, then those of the second."""
     seed, requests = secrets.randbits(63), []
     for prompt in prompts:
         room = room_for_answer(model, len(prompt), body.wanted_tokens, config.default_max_tokens)
-        sampling = sampling_of(body, tokenizer_of(model), room, seed)
+        sampling = sampling_of(body, tokenizer_of(model), room, seed, grammar)
         for index in range(body.choices):
             requests.append(GenerationRequest(model.id, prompt, for_choice(sampling, index)))
     return tuple(requests)

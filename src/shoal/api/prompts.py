@@ -10,9 +10,11 @@ import anyio
 from ..errors import InvalidRequest, NoRoute
 from ..models.text import Tokenizer
 from .backend import ServedModel
-from .bodies import ChatBody, ChatMessage, CompletionBody, unsupported
+from .bodies import ChatBody, ChatMessage, CompletionBody, ToolSpec, unsupported
 from .config import ApiConfig
+from .dialect import dialect_of, told_in_words
 from .sampling import check_token_ids
+from .tools import Tools, with_parsed_arguments
 
 _Result = TypeVar("_Result")
 
@@ -27,10 +29,15 @@ def tokenizer_of(model: ServedModel) -> Tokenizer:
     return model.tokenizer
 
 
-async def chat_prompt(body: ChatBody, tokenizer: Tokenizer, config: ApiConfig) -> tuple[int, ...]:
+async def chat_prompt(
+    body: ChatBody, tokenizer: Tokenizer, config: ApiConfig, offered: Tools | None = None
+) -> tuple[int, ...]:
     """The conversation in the model's own template, as token ids."""
-    messages = [_plain(message, index) for index, message in enumerate(body.messages)]
-    tools = None if body.tool_choice == "none" else body.tools
+    messages = _named([_plain(message, index) for index, message in enumerate(body.messages)])
+    tools = [_shown(tool) for tool in body.offered_tools] or None
+    dialect = offered.dialect if offered else dialect_of(tokenizer)
+    if not dialect.in_template:
+        messages, tools = told_in_words(messages, tools or ()), None
 
     def render() -> tuple[int, ...]:
         return tuple(tokenizer.encode(tokenizer.render_chat(messages, tools), add_special=False))
@@ -91,7 +98,29 @@ def _plain(message: ChatMessage, index: int) -> dict[str, Any]:
     plain = message.model_dump(exclude_none=True)
     plain["role"] = "system" if message.role == "developer" else message.role
     plain["content"] = _text_of(message, f"messages[{index}].content")
+    if message.tool_calls:
+        param = f"messages[{index}].tool_calls"
+        plain["tool_calls"] = with_parsed_arguments(message.tool_calls, param)
+    else:
+        plain.pop("tool_calls", None)
     return plain
+
+
+def _named(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of tools, with the name of the tool that gave them: some templates ask for it."""
+    name_of: dict[str, str] = {}
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            name_of[str(call.get("id"))] = call["function"]["name"]
+        known = name_of.get(message.get("tool_call_id", ""))
+        if message["role"] == "tool" and known:
+            message.setdefault("name", known)
+    return messages
+
+
+def _shown(tool: ToolSpec) -> dict[str, Any]:
+    """A tool as templates write it."""
+    return tool.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
 def _text_of(message: ChatMessage, param: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..engine.request import Sampling
+from ..engine.request import Grammar, Sampling
 from ..errors import InvalidRequest, PromptTooLong
 from ..models.text import Tokenizer
 from .backend import ServedModel
@@ -16,7 +16,13 @@ from .bodies import GenerationBody
 SEED_MASK = (1 << 63) - 1
 
 
-def sampling_of(body: GenerationBody, tokenizer: Tokenizer, max_tokens: int, seed: int) -> Sampling:
+def sampling_of(
+    body: GenerationBody,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    seed: int,
+    grammar: Grammar | None = None,
+) -> Sampling:
     """The settings of the first choice; `seed` is used where the client gave none.
 
     Raises InvalidRequest that names the parameter out of range.
@@ -39,6 +45,7 @@ def sampling_of(body: GenerationBody, tokenizer: Tokenizer, max_tokens: int, see
             logprobs=body.wanted_logprobs,
             stop_ids=_stop_ids(body, tokenizer),
             max_tokens=max_tokens,
+            grammar=grammar,
             **settings,
         )
     except ValueError as error:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..models.text import Tokenizer
+from .calls import Call
 from .choice import Piece, Placed
 from .logprobs import ChatLogprobs, CompletionLogprobs, chat_logprobs, completion_logprobs
 
@@ -27,15 +28,29 @@ class Usage(msgspec.Struct):
         return cls(prompt, completion, prompt + completion)
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: CalledFunction
+    type: str = "function"
+    index: int | UnsetType = UNSET  # in streams
+
+
 class Message(msgspec.Struct):
     role: str
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -89,11 +104,13 @@ class Result:
     text: str = ""
     tokens: list[Placed] = field(default_factory=list)
     finish: str = ""
+    calls: list[Call] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish = piece.finish
+        self.calls += piece.calls
 
 
 class Shape(Protocol):
@@ -146,11 +163,12 @@ class ChatShape(_Shape):
         return self._event(ChatChunkChoice(index, Delta("assistant", "")))
 
     def piece(self, index: int, piece: Piece) -> bytes:
-        if not piece.text and not piece.tokens:
+        if not piece.text and not piece.tokens and not piece.calls:
             return b""
-        return self._event(
-            ChatChunkChoice(index, Delta(content=piece.text), self._logprobs(piece.tokens))
-        )
+        calls = [_tool_call(call, at) for at, call in enumerate(piece.calls, piece.first_call)]
+        said = piece.text if piece.text or not calls else UNSET
+        delta = Delta(content=said, tool_calls=calls or UNSET)
+        return self._event(ChatChunkChoice(index, delta, self._logprobs(piece.tokens)))
 
     def closing(self, index: int, finish: str) -> bytes:
         return self._event(ChatChunkChoice(index, Delta(), None, finish))
@@ -159,7 +177,7 @@ class ChatShape(_Shape):
         choices = [
             ChatChoice(
                 index,
-                Message("assistant", result.text),
+                _message(result),
                 self._logprobs(result.tokens),
                 result.finish,
             )
@@ -204,6 +222,17 @@ class TextShape(_Shape):
 
     def _logprobs(self, tokens: Sequence[Placed]) -> CompletionLogprobs | None:
         return completion_logprobs(tokens, self._tokenizer, self._with_top) if tokens else None
+
+
+def _message(result: Result) -> Message:
+    if not result.calls:
+        return Message("assistant", result.text)
+    calls = [_tool_call(call) for call in result.calls]
+    return Message("assistant", result.text or None, tool_calls=calls)
+
+
+def _tool_call(call: Call, index: int | UnsetType = UNSET) -> ToolCall:
+    return ToolCall(call.id, CalledFunction(call.name, call.arguments), index=index)
 
 
 def _event(envelope: Envelope) -> bytes:

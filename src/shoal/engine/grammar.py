@@ -51,7 +51,7 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ToolRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How calls are written: `begin`, {"name": ..., `arguments`: {...}}, `end`.
+    """How calls are written: `begin`, `gap`, {"name": ..., `arguments`: {...}}, `gap`, `end`.
 
     Where `begin` is one special token of the model, `begin_token` is its id.
     """
@@ -59,6 +59,7 @@ class ToolRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: Annotated[tuple[Tool, ...], msgspec.Meta(min_length=1, max_length=MAX_TOOLS)]
     begin: Annotated[str, msgspec.Meta(max_length=64)] = ""
     end: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    gap: Annotated[str, msgspec.Meta(max_length=8)] = ""
     begin_token: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 32)] = -1
     arguments: Annotated[str, msgspec.Meta(max_length=64)] = "arguments"
     as_list: bool = False  # the calls are the items of one JSON list
@@ -95,8 +96,10 @@ class Matcher:
 class Grammars:
     """The compiled grammars of one tokenizer. May be called by several threads."""
 
-    def __init__(self, tokenizer: LLTokenizer, eos_ids: tuple[int, ...]) -> None:
-        self._tokenizer, self._eos_ids = tokenizer, eos_ids
+    def __init__(
+        self, tokenizer: LLTokenizer, eos_ids: tuple[int, ...], *, has_tokens: bool = True
+    ) -> None:
+        self._tokenizer, self._eos_ids, self._has_tokens = tokenizer, eos_ids, has_tokens
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._compilers = threading.BoundedSemaphore(COMPILERS)
@@ -130,7 +133,9 @@ class Grammars:
         from llguidance._tokenizer import TokenizerWrapper
 
         wrapper = TokenizerWrapper(_Bytes())
-        return cls(_library().LLTokenizer(wrapper, slices=[]), (_Bytes.eos_token_id,))
+        return cls(
+            _library().LLTokenizer(wrapper, slices=[]), (_Bytes.eos_token_id,), has_tokens=False
+        )
 
     def matcher(self, grammar: Grammar, patience_s: float) -> Matcher:
         """At the beginning of a text. Raises InvalidRequest that says what is wrong with `grammar`,
@@ -150,7 +155,7 @@ class Grammars:
 
     def _compile_within(self, patience_s: float, grammar: Grammar) -> LLMatcher:
         """In a thread that may be left behind: the library cannot be interrupted."""
-        source = _source(grammar)
+        source = _source(grammar, self._has_tokens)
         if not self._compilers.acquire(blocking=False):
             raise Overloaded("too many grammars are being compiled", hint="ask again in a moment")
         made: list[LLMatcher] = []
@@ -215,7 +220,7 @@ def _short(error: str) -> str:
 # ---- from our grammars to the library's language
 
 
-def _source(grammar: Grammar) -> str:
+def _source(grammar: Grammar, has_tokens: bool) -> str:
     """In llguidance's dialect of Lark. Raises InvalidRequest."""
     if grammar.kind == "json_object":
         return f"start: {_json_rule({'type': 'object'})}"
@@ -225,7 +230,7 @@ def _source(grammar: Grammar) -> str:
         rules = msgspec.json.decode(grammar.text, type=ToolRules)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"these tools cannot be used: {error}") from None
-    return _tool_grammar(rules)
+    return _tool_grammar(rules if has_tokens else msgspec.structs.replace(rules, begin_token=-1))
 
 
 def _tool_grammar(rules: ToolRules) -> str:
@@ -239,7 +244,7 @@ def _tool_grammar(rules: ToolRules) -> str:
     calls = "call"
     if rules.as_list:
         calls = '"[" call (", " call)* "]"' if rules.several else '"[" call "]"'
-    lines.append(f"tail: {calls} {_quoted(rules.end)}")
+    lines.append(f"tail: {_quoted(rules.gap)} {calls} {_quoted(rules.gap + rules.end)}")
     again = f'("\\n" {begin} tail)*' if rules.several and not rules.as_list else ""
     if not rules.free_text:
         return "\n".join([f"start: {begin} tail {again}", *lines])

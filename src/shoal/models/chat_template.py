@@ -43,7 +43,7 @@ class ChatTemplate:
         variables: Mapping[str, str],
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        self._source, self._variables, self._now = source, variables, now
+        self.source, self._variables, self._now = source, variables, now
 
     def render(
         self,
@@ -77,7 +77,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: self._now().strftime(form)
-        return environment.from_string(self._source)
+        return environment.from_string(self.source)
 
 
 class Generation(Extension):

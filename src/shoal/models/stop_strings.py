@@ -41,9 +41,10 @@ class StopStrings:
 
     def _partial(self, text: str) -> int:
         """Length of the longest end of `text` that a stop string begins with."""
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
+        return max((overlap(text, stop) for stop in self._stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with, but is not all of."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -110,8 +110,7 @@ class Tokenizer:
         **options: Any,
     ) -> str:
         """The prompt for a chat, special tokens included. Raises InvalidRequest."""
-        wanted = "tool_use" if tools and "tool_use" in self._templates else "default"
-        template = self._templates.get(wanted)
+        template = self._template(for_tools=bool(tools))
         if template is None:
             raise InvalidRequest(
                 "this model has no chat template: it continues text, it does not chat",
@@ -119,6 +118,15 @@ class Tokenizer:
                 param="messages",
             )
         return template.render(messages, tools, **options)
+
+    def template_source(self, for_tools: bool = False) -> str:
+        """The chat template in Jinja, "" when the model has none."""
+        template = self._template(for_tools)
+        return "" if template is None else template.source
+
+    def _template(self, for_tools: bool) -> ChatTemplate | None:
+        wanted = "tool_use" if for_tools and "tool_use" in self._templates else "default"
+        return self._templates.get(wanted)
 
     def token_bytes(self, token: int) -> bytes:
         """What one token stands for, perhaps part of a character. Special tokens: their name."""
