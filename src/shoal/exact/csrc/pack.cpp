@@ -4,6 +4,7 @@
 #include "pool.h"
 #include "shoal.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -67,35 +68,67 @@ void pack8_row(Linear& linear, int n, const int8_t* row) {
     if (k < linear.K) memcpy(to + k * PANEL, row + k, size_t(linear.K - k));
 }
 
-// Padded weights take the table's smallest value; their codes are zero, and `offset` counts them.
-int smallest(const int8_t* lut) {
-    int best = 0;
-    for (int i = 1; i < 16; i++)
-        if (std::abs(lut[i]) < std::abs(lut[best])) best = i;
-    return best;
-}
+struct Table {
+    const int8_t* values;
+    int largest;      // of all 16, without sign
+    uint8_t padding;  // the code of the smallest: padded codes are zero, and `offset` counts them
 
-struct Row4 {
-    const uint8_t* codes;        // K, or nullptr for a padded row
-    const uint8_t* multipliers;  // K / 32, rounded up
+    explicit Table(const int8_t* lut) : values(lut), largest(0), padding(0) {
+        for (int i = 0; i < 16; i++) {
+            largest = std::max(largest, std::abs(lut[i]));
+            if (std::abs(lut[i]) < std::abs(lut[padding])) padding = uint8_t(i);
+        }
+    }
+    bool fits(const uint8_t* codes, int m) const {
+        if (largest * m <= 127) return true;
+        int used = 0;
+        for (int i = 0; i < GROUP; i++) used = std::max(used, std::abs(values[codes[i]]));
+        return used * m <= 127;
+    }
 };
 
-// One group of 32 inputs of one output. False where a value is out of range.
-bool pack4_group(Linear& linear, int n, int group, Row4 row, uint8_t padding, int32_t& sum) {
-    const size_t panel = size_t(n / PANEL), groups = size_t(linear.inputs / GROUP);
-    const uint8_t m = row.codes ? row.multipliers[group] : 1;
-    linear.multipliers.as<uint8_t>()[(panel * groups + group) * PANEL + n % PANEL] = m;
-    uint8_t* to = linear.weights.as<uint8_t>() + panel * PANEL * linear.inputs / 2;
-    to += group * (GROUP * PANEL / 2) + n % PANEL * 4;
-    bool good = m >= 1;
-    for (int i = 0; i < GROUP; i++) {
-        const int k = group * GROUP + i;
-        const uint8_t code = row.codes && k < linear.K ? row.codes[k] : padding;
-        const int value = linear.lut[code & 15] * m;
-        good &= code < 16 && value >= -127 && value <= 127;
-        to[i / 8 * (4 * PANEL) + i % 4] |= uint8_t((code & 15) << (i / 4 % 2 * 4));
-        sum += value;
+// One group of one output, its codes filled up with `padding`. False if a value is out of range.
+bool pack4_group(const Table& table, const uint8_t* codes, int m, uint8_t* to, int32_t& sum) {
+    uint32_t bits = 0;
+    for (int i = 0; i < GROUP; i += 4) {
+        uint32_t four;
+        memcpy(&four, codes + i, 4);
+        bits |= four;
     }
+    if (bits & 0xf0f0f0f0u || m < 1) return false;
+    for (int pair = 0; pair < GROUP / 8; pair++) {
+        uint32_t even, odd;
+        memcpy(&even, codes + pair * 8, 4);
+        memcpy(&odd, codes + pair * 8 + 4, 4);
+        even |= odd << 4;
+        memcpy(to + pair * 4 * PANEL, &even, 4);
+    }
+    int total = 0;
+    for (int i = 0; i < GROUP; i++) total += table.values[codes[i]];
+    sum += total * m;
+    return table.fits(codes, m);
+}
+
+// Output n; codes and multipliers are nullptr for those that only fill the last panel.
+bool pack4_row(Linear& linear, int n, const uint8_t* codes, const uint8_t* m, const Table& table) {
+    const Panel4 panel = linear.panel4(n / PANEL);
+    auto* nibbles = const_cast<uint8_t*>(panel.nibbles) + n % PANEL * 4;
+    auto* multipliers = const_cast<uint8_t*>(panel.multipliers) + n % PANEL;
+    uint8_t filled[GROUP];
+    bool good = true;
+    int32_t sum = 0;
+    for (int k = 0; k < linear.inputs; k += GROUP) {
+        const uint8_t* group = filled;
+        if (codes && k + GROUP <= linear.K) {
+            group = codes + k;
+        } else {
+            memset(filled, table.padding, GROUP);
+            if (codes) memcpy(filled, codes + k, size_t(linear.K - k));
+        }
+        multipliers[k] = codes ? m[k / GROUP] : 1;
+        good &= pack4_group(table, group, multipliers[k], nibbles + k * PANEL / 2, sum);
+    }
+    linear.offset.as<int32_t>()[n] = 128 * sum;
     return good;
 }
 
@@ -120,16 +153,14 @@ std::unique_ptr<Linear> pack4(const uint8_t* codes, const int8_t lut[16], const 
     const int groups = linear->inputs / GROUP;
     linear->weights = Bytes(size_t(linear->panels()) * PANEL * linear->inputs / 2);
     linear->multipliers = Bytes(size_t(linear->panels()) * PANEL * groups);
-    const uint8_t padding = uint8_t(smallest(lut));
+    const Table table(linear->lut);
     std::atomic<bool> good{true};
     parallel(linear->panels(), [&](int panel) {
         for (int n = panel * PANEL; n < (panel + 1) * PANEL; n++) {
-            Row4 row{nullptr, nullptr};
-            if (n < N) row = {codes + size_t(n) * K, m + size_t(n) * groups};
-            int32_t sum = 0;
-            for (int group = 0; group < groups; group++)
-                if (!pack4_group(*linear, n, group, row, padding, sum)) good = false;
-            linear->offset.as<int32_t>()[n] = 128 * sum;
+            const bool real = n < N;
+            const uint8_t* row = real ? codes + size_t(n) * K : nullptr;
+            const uint8_t* row_m = real ? m + size_t(n) * groups : nullptr;
+            if (!pack4_row(*linear, n, row, row_m, table)) good = false;
         }
     });
     return good ? std::move(linear) : nullptr;
