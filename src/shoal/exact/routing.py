@@ -33,6 +33,10 @@ class Linear16:
         self._compiled = None if library is None else library.linear16(weight, bias)
         self._plain = _Plain16(weight, bias) if library is None else None
 
+    @property
+    def nbytes(self) -> int:
+        return (self._compiled or self._plain).nbytes  # type: ignore[union-attr]
+
     def __call__(self, x_TE: Tensor) -> Tensor:
         if self._compiled is not None:
             return self._compiled(x_TE.contiguous())
@@ -45,6 +49,7 @@ class _Plain16:
         codes, self._scale = round_rows(weight)
         self._codes_EN = codes.double().t().contiguous()
         self._bias = bias
+        self.nbytes = self._codes_EN.nbytes
 
     def __call__(self, x_TE: Tensor) -> Tensor:
         codes, scale = round_rows(x_TE)

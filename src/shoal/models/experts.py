@@ -9,7 +9,7 @@ E hidden width · F width of an expert's feed-forward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel
 from ..exact.experts import Experts, Gate
 from ..exact.linear import Linear
+from .quant import Quantise
 from .router import ExactRouter
 
-Quantise = Callable[[Tensor, Tensor | None], Linear]  # (weight (N, K), bias (N,) or None)
 ROUTERS = ("gate", "router")
 TOLERANCE = 1e-4
 
@@ -36,6 +36,10 @@ class ExactExperts(nn.Module):
         """(T, E) -> (T, E) in the same dtype."""
         y = self.exact(hidden_states.float(), chosen, weights.float())
         return y.to(hidden_states.dtype)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.exact.nbytes
 
     def extra_repr(self) -> str:
         up, activation = self.exact.gate_up, self.exact.gate.activation

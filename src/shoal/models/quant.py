@@ -10,7 +10,6 @@ any place, with any thread count and on any CPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,19 +59,6 @@ class ExactLinear(nn.Module):
     def extra_repr(self) -> str:
         way = type(self.exact.compiled or self.exact.product).__name__
         return f"{self.in_features}, {self.out_features}, bias={self.exact.bias is not None}, {way}"
-
-
-class ExactParts:
-    """The `Ready` of loading.py: gives each part of a model, as it comes, exact linear layers."""
-
-    def __init__(self, kind: Quant) -> None:
-        self._kind = kind
-
-    def __call__(self, part: Any, index: int | None) -> None:
-        if index is not None:
-            quantise_linears(part, self._kind)
-        elif type(part.lm_head) is nn.Linear:  # 8 bits whatever the kind, as its own copy if tied
-            part.lm_head = ExactLinear(part.lm_head, quantise("int8"))
 
 
 def quantise_linears(model: nn.Module, kind: Quant) -> int:

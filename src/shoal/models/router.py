@@ -49,6 +49,10 @@ class ExactRouter(nn.Module):
         weights, chosen = route(products, self.routing, held if correction is None else correction)
         return products, weights, chosen
 
+    @property
+    def kept_bytes(self) -> int:
+        return self.exact.nbytes
+
     def extra_repr(self) -> str:
         return str(self.routing)
 

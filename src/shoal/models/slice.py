@@ -123,11 +123,11 @@ def load_slice(
 
 def _ready(model: Any, layers: Slice, checkpoint: Checkpoint, quant: Quant) -> Ready:
     """What is done with each part of the model once its weights are there."""
-    if quant == "none":
-        return lambda part, index: None
     from .dense import DenseParts, is_dense
-    from .quant import ExactParts
+    from .parts import ExactParts, FloatParts
 
+    if quant == "none":
+        return FloatParts()
     if is_dense(model.config):
         return DenseParts(model, layers, checkpoint.context_length, quant)
     return ExactParts(quant)
