@@ -31,15 +31,17 @@ struct Piece {
 class Tile {
   public:
     Tile(const Queries& queries, const shoal_cache& cache, const shoal_scores& how,
-         const shoal_step& step, const Piece& piece, Bytes& memory)
-        : cache(cache), how(how), step(step), piece(piece), group(queries.heads / cache.kv_heads),
-          rows(int(piece.tokens) * group), stride(Queries::stride(cache.key_width)) {
+         const shoal_step& step, const Piece& piece, const AttentionKernels& kernels, Bytes& memory)
+        : cache(cache), piece(piece), group(queries.heads / cache.kv_heads),
+          rows(int(piece.tokens) * group), how(how), kernels(kernels),
+          stride(Queries::stride(cache.key_width)) {
         low = how.window ? std::max<int64_t>(0, piece.position - how.window + 1) : 0;
         high = piece.position + piece.tokens;
         first = low / ATTENTION_BLOCK * ATTENTION_BLOCK;
         blocks = int(parts(high - first, ATTENTION_BLOCK));
         carve(memory);
         copy_queries(queries);
+        find_slots(step);
     }
 
     // Scores of all queries with the tokens of one block.
@@ -99,12 +101,8 @@ class Tile {
     }
 
     const shoal_cache& cache;
-    const shoal_scores& how;
-    const shoal_step& step;
     const Piece piece;
-    const int group, rows, stride;
-    int64_t low, high;  // positions that any of the queries sees: low .. high - 1
-    int64_t first;      // of the first block
+    const int group, rows;
     int blocks;
     float* out;       // (rows, W)
     int64_t* totals;  // (rows)
@@ -113,9 +111,12 @@ class Tile {
     void carve(Bytes& memory) {
         const size_t R = size_t(rows), width = size_t(cache.value_width);
         const size_t scores_size = R * size_t(blocks) * ATTENTION_BLOCK;
-        memory.reserve(R * 8 + (scores_size + R * 2 + R * width) * 4 + R * size_t(stride) * 2);
+        const size_t tokens = size_t(blocks) * ATTENTION_BLOCK;
+        memory.reserve((R + tokens) * 8 + (scores_size + R * 2 + R * width) * 4 +
+                       R * size_t(stride) * 2);
         totals = memory.as<int64_t>();
-        scores = reinterpret_cast<float*>(totals + R);
+        entries = totals + R;
+        scores = reinterpret_cast<float*>(entries + tokens);
         highest = scores + scores_size;
         scale = highest + R;
         out = scale + R;
@@ -142,28 +143,34 @@ class Tile {
         return int(std::min<int64_t>(ATTENTION_BLOCK, parts(left, LANES) * LANES));
     }
 
-    // The slot of the token at this position, or -1 where no query sees it.
-    int64_t slot(int64_t position) const {
-        if (position < low || position >= high) return -1;
-        const int64_t page = step.pages[step.page_begin[piece.row] + position / step.page_size];
-        return page * step.page_size + position % step.page_size;
+    // Where in the pools the head of each token lies, from the first block on; -1 where none sees it.
+    void find_slots(const shoal_step& step) {
+        const int64_t* pages = step.pages + step.page_begin[piece.row];
+        const int64_t size = step.page_size;
+        std::fill(entries, entries + (low - first), -1);
+        for (int64_t at = low; at < high;) {
+            const int64_t page = at / size, end = std::min(high, (page + 1) * size);
+            int64_t entry = (pages[page] * size + at % size) * cache.kv_heads + piece.head;
+            for (; at < end; at++, entry += cache.kv_heads) entries[at - first] = entry;
+        }
+        std::fill(entries + (high - first), entries + int64_t(blocks) * ATTENTION_BLOCK, -1);
     }
 
     void score_lanes(int block, int sub) {
         static thread_local Bytes memory;
         memory.reserve(size_t(stride / 2) * LANES * 4);
         auto* panel = memory.as<int32_t>();
-        const int64_t position = first + int64_t(block) * ATTENTION_BLOCK + sub;
+        const int64_t at = int64_t(block) * ATTENTION_BLOCK + sub;
         alignas(64) float key_scale[LANES];
-        pack_keys(position, panel, key_scale);
+        fetch(at);
+        pack_keys(entries + at, panel, key_scale);
         alignas(64) int32_t sums[16 * LANES];
         for (int r = 0; r < rows; r += kernels.rows) {
             const int count = std::min(kernels.rows, rows - r);
             kernels.products(codes + size_t(r) * stride, size_t(stride), count, panel, stride / 2,
                              sums);
             for (int i = r; i < r + count; i++)
-                finish_scores(i, position, sums + (i - r) * LANES, key_scale,
-                              scores_of(i) + block * ATTENTION_BLOCK + sub);
+                finish_scores(i, first + at, sums + (i - r) * LANES, key_scale, scores_of(i) + at);
         }
     }
 
@@ -176,32 +183,46 @@ class Tile {
                       int(std::clamp<int64_t>(begin, 0, LANES)), end, to);
     }
 
-    void pack_keys(int64_t position, int32_t* panel, float* key_scale) const {
+    void pack_keys(const int64_t* entry, int32_t* panel, float* key_scale) const {
         const int16_t* tokens[LANES];
         for (int i = 0; i < LANES; i++) {
-            const int64_t at = slot(position + i);
-            const size_t entry = size_t(at) * cache.kv_heads + piece.head;
-            tokens[i] = at < 0 ? ZEROS : cache.keys + entry * cache.key_width;
-            key_scale[i] = at < 0 ? 0.f : cache.key_scale[entry];
+            tokens[i] = entry[i] < 0 ? ZEROS : cache.keys + entry[i] * cache.key_width;
+            key_scale[i] = entry[i] < 0 ? 0.f : cache.key_scale[entry[i]];
         }
         kernels.pack_keys(tokens, cache.key_width, panel);
     }
 
     void pack_values(int block, int n, int32_t* pairs, size_t panel_size, float* value_scale) const {
-        const int64_t position = first + int64_t(block) * ATTENTION_BLOCK;
+        const int64_t* entry = entries + int64_t(block) * ATTENTION_BLOCK;
         const int16_t* tokens[ATTENTION_BLOCK];
         for (int i = 0; i < n; i++) {
-            const int64_t at = slot(position + i);
-            const size_t entry = size_t(at) * cache.kv_heads + piece.head;
-            tokens[i] = at < 0 ? ZEROS : cache.values + entry * cache.value_width;
-            value_scale[i] = at < 0 ? 0.f : cache.value_scale[entry];
+            tokens[i] = entry[i] < 0 ? ZEROS : cache.values + entry[i] * cache.value_width;
+            value_scale[i] = entry[i] < 0 ? 0.f : cache.value_scale[entry[i]];
         }
-        for (int i = 0; i < n; i += 2)
-            kernels.pack_values(tokens[i], tokens[i + 1], cache.value_width, pairs + i / 2 * LANES,
-                                panel_size);
+        kernels.pack_values(tokens, n, cache.value_width, pairs, panel_size);
     }
 
-    const AttentionKernels& kernels = attention_kernels();
+    // Tokens lie scattered, so the processor does not guess what comes next.
+    void fetch(int64_t at) const {
+        const int64_t next = at + LANES, all = high - first;
+        for (int64_t i = next; i < std::min(all, next + LANES); i++)
+            fetch_row(cache.keys, entries[i], cache.key_width, cache.key_scale);
+        for (int64_t i = at; i < std::min(all, at + LANES); i++)
+            fetch_row(cache.values, entries[i], cache.value_width, cache.value_scale);
+    }
+
+    static void fetch_row(const int16_t* codes, int64_t entry, int width, const float* scale) {
+        if (entry < 0) return;
+        for (int i = 0; i < width; i += 32) __builtin_prefetch(codes + entry * width + i);
+        __builtin_prefetch(scale + entry);
+    }
+
+    const shoal_scores& how;
+    const AttentionKernels& kernels;
+    const int stride;
+    int64_t low, high;  // positions that any of the queries sees: low .. high - 1
+    int64_t first;      // of the first block
+    int64_t* entries;   // (blocks * 128), see find_slots
     float *scores, *highest, *scale;
     int16_t* codes;
 };
@@ -278,11 +299,12 @@ void attend(const Queries& queries, const shoal_cache& cache, const shoal_scores
             const shoal_step& step, float* out) {
     static thread_local std::vector<Piece> kept;
     std::vector<Piece>& pieces = kept;  // a plain reference: other threads read the caller's
+    const AttentionKernels& kernels = attention_kernels();
     const int group = queries.heads / cache.kv_heads;
     list_pieces(cache, step, group, pieces);
     const auto run = [&](int i, auto how_to_run) {
         static thread_local Bytes memory;
-        Tile tile(queries, cache, how, step, pieces[size_t(i)], memory);
+        Tile tile(queries, cache, how, step, pieces[size_t(i)], kernels, memory);
         how_to_run(tile, out);
     };
     const int count = int(pieces.size());

@@ -22,7 +22,7 @@ struct AttentionKernels {
     void (*products)(const int16_t* a, size_t stride, int rows, const int32_t* panel, int steps,
                      int32_t* sums);
     void (*pack_keys)(const int16_t* const* tokens, int width, int32_t* panel);
-    void (*pack_values)(const int16_t* even, const int16_t* odd, int width, int32_t* pairs,
+    void (*pack_values)(const int16_t* const* tokens, int count, int width, int32_t* pairs,
                         size_t panel_size);
 
     // scores[i] = sums[i] * key_scale[i] * scale, capped; -inf outside begin .. end

@@ -57,6 +57,18 @@ struct Pairs {
             store(to + (12 + c) * LANES, _mm512_shuffle_i32x4(odd, odd2, 0xdd));
         }
     }
+
+    // 32 values of two tokens -> pairs
+    static void join(const int16_t* even, const int16_t* odd, int32_t* to) {
+        alignas(64) static constexpr int16_t ORDER[64] = {
+            0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+            8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+            16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+            24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+        const __m512i a = load(even), b = load(odd);
+        store(to, _mm512_permutex2var_epi16(a, load(ORDER), b));
+        store(to + 16, _mm512_permutex2var_epi16(a, load(ORDER + 32), b));
+    }
 };
 
 #elif defined(__AVX2__)
@@ -94,6 +106,16 @@ struct Pairs {
         for (int c = 0; c < 4; c++) {
             store(to + c * LANES, _mm256_permute2x128_si256(a[c], a[4 + c], 0x20));
             store(to + (4 + c) * LANES, _mm256_permute2x128_si256(a[c], a[4 + c], 0x31));
+        }
+    }
+
+    // 32 values of two tokens -> pairs
+    static void join(const int16_t* even, const int16_t* odd, int32_t* to) {
+        for (int i = 0; i < LANES; i += 16) {
+            const __m256i a = load(even + i), b = load(odd + i);
+            const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+            store(to + i, _mm256_permute2x128_si256(low, high, 0x20));
+            store(to + i + 8, _mm256_permute2x128_si256(low, high, 0x31));
         }
     }
 };
@@ -159,6 +181,13 @@ void products(const int16_t* a, size_t stride, int rows, const int32_t* panel, i
 
 int turn_tokens(const int16_t* const*, int, int32_t*) { return 0; }
 
+struct Pairs {
+    static void join(const int16_t* even, const int16_t* odd, int32_t* to) {
+        for (int i = 0; i < LANES; i++)
+            to[i] = int32_t(uint16_t(even[i]) | uint32_t(uint16_t(odd[i])) << 16);
+    }
+};
+
 #endif
 
 void pack_keys(const int16_t* const* tokens, int width, int32_t* panel) {
@@ -169,13 +198,19 @@ void pack_keys(const int16_t* const* tokens, int width, int32_t* panel) {
         }
 }
 
-void pack_values(const int16_t* __restrict even, const int16_t* __restrict odd, int width,
-                 int32_t* __restrict pairs, size_t panel_size) {
-    for (int at = 0; at < width; at += LANES, pairs += panel_size) {
-        const int n = width - at < LANES ? width - at : LANES;
-        for (int i = 0; i < n; i++)
-            pairs[i] = int32_t(uint16_t(even[at + i]) | uint32_t(uint16_t(odd[at + i])) << 16);
-        for (int i = n; i < LANES; i++) pairs[i] = 0;
+void pack_values(const int16_t* const* tokens, int count, int width, int32_t* pairs,
+                 size_t panel_size) {
+    const int whole = width / LANES * LANES;
+    for (int t = 0; t < count; t += 2, pairs += LANES) {
+        int32_t* to = pairs;
+        for (int at = 0; at < whole; at += LANES, to += panel_size)
+            Pairs::join(tokens[t] + at, tokens[t + 1] + at, to);
+        for (int i = 0; whole < width && i < LANES; i++) {
+            const bool there = whole + i < width;
+            const uint32_t first = there ? uint16_t(tokens[t][whole + i]) : 0;
+            const uint32_t second = there ? uint16_t(tokens[t + 1][whole + i]) : 0;
+            to[i] = int32_t(first | second << 16);
+        }
     }
 }
 
