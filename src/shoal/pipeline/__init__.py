@@ -2,9 +2,10 @@
 dies.
 
 Knows: routes, sessions, stages, token ids, who sends what to whom. Does not know: text, prices, how
-a route is chosen, how a layer is computed, what a connection is. The protocol is pure: `stage.py`
-is the stage's side of a session, `generation.py` the gateway's; `worker.py` and `gateway.py` merely
-carry. Start reading at `messages.py`.
+a route is chosen, how a layer is computed, what a connection is. The protocol is pure: `table.py`
+and `stage.py` are the stage's side of a session, `admission.py` says who gets pages,
+`generation.py` is the gateway's side; `worker.py` and `gateway.py` merely carry. Start reading at
+`messages.py`.
 """
 
 from .gateway import Gateway, Planner, Stream

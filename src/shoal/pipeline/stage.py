@@ -15,31 +15,13 @@ alone can have got wrong is a BadMessage, which costs it the link.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
 
-from ..engine.batcher import chunk_prompt
-from ..engine.prefix import PrefixPool
 from ..engine.request import Sampled
 from ..engine.rows import Row
-from ..errors import BadMessage
-from ..events import PrefixMatched, SessionPreempted
 from ..units import NodeId, SessionId
-from .admission import Admission
-from .messages import (
-    Lost,
-    Open,
-    Opened,
-    Preempted,
-    RowEntry,
-    Step,
-    TokenEntry,
-    Tokens,
-    one_line,
-)
-from .opening import MakeSampler, Opening, refuse
+from .messages import Lost, RowEntry, Step, TokenEntry, Tokens, one_line
 from .session import (
     Connect,
     Drop,
@@ -51,6 +33,7 @@ from .session import (
     Session,
     StageSessionsConfig,
 )
+from .table import SessionTable
 
 __all__ = [
     "Connect",
@@ -66,186 +49,8 @@ __all__ = [
 
 
 @dataclass
-class StageSessions:
-    """One stage's table of sessions.
-
-    `first` and `last` say which ends of the model the stage holds. No session becomes longer than
-    `context_length`: beyond it some models have no positions. `make_sampler` is called for sessions
-    of a last stage: handed in, so that this file needs no torch.
-    """
-
-    me: NodeId
-    first: bool
-    last: bool
-    vocab_size: int
-    context_length: int
-    pool: PrefixPool
-    make_sampler: MakeSampler
-    config: StageSessionsConfig = field(default_factory=StageSessionsConfig)
-    _sessions: OrderedDict[SessionId, Session] = field(default_factory=OrderedDict)
-
-    def __post_init__(self) -> None:
-        self._pages = Admission(self.pool, self.config, self._share)
-        most = min(self.context_length, self.pool.total_tokens)
-        self._opening = Opening(self.first, self.last, self.vocab_size, most, self.make_sampler)
-
-    def __contains__(self, session: object) -> bool:
-        return session in self._sessions
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def ids(self) -> list[SessionId]:
-        return list(self._sessions)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._pages.waiting())
-
-    def _share(self, gateway: NodeId) -> float:
-        return 1.0 if gateway == self.me else self.config.gateway_share
-
-    # ---- opening
-
-    def open(
-        self,
-        message: Open,
-        ids: Sequence[int],
-        gateway: NodeId,
-        now: float,
-        digests: Sequence[bytes] = (),
-    ) -> list[Instruction]:
-        """A gateway wants a session here. Raises BadMessage where no honest gateway could have sent
-        this.
-        """
-        known = self._sessions.get(message.session)
-        if known is not None and known.gateway == gateway:
-            raise BadMessage(f"session {message.session} is already open")
-        if known is not None:  # a member of the ring was quicker: not this gateway's fault
-            return [refuse(message, gateway, "gone", "the session's id is taken")]
-        self._opening.check(message, ids)
-        if never := self._opening.impossible(message, ids):
-            return [refuse(message, gateway, "never", never)]
-        if full := self._full(gateway):
-            return [refuse(message, gateway, "busy", full)]
-        sampler = self._opening.sampler(message, ids, gateway)
-        if isinstance(sampler, Send):
-            return [sampler]
-        self._sessions[message.session] = Session(
-            message,
-            gateway,
-            ids,
-            self._usable(message, digests),
-            deadline=now + min(message.patience_s, self.config.max_patience_s),
-            touched=now,
-            sampler=sampler,
-        )
-        return [Connect(message.session, message.next)]
-
-    def _full(self, gateway: NodeId) -> str:
-        """Why no session of this gateway can be added now, or ""."""
-        most = self.config.max_sessions
-        theirs = sum(each.gateway == gateway for each in self._sessions.values())
-        if len(self._sessions) >= most or theirs >= most * self._share(gateway):
-            return f"{len(self._sessions)} sessions are open here, {theirs} of them yours"
-        return ""
-
-    def _usable(self, message: Open, digests: Sequence[bytes]) -> list[bytes]:
-        """None where the gateway counts in other pages than ours."""
-        ours = message.page_tokens == self.pool.page_size and self.config.share_prefixes
-        return list(digests) if ours else []
-
-    def connected(self, session: SessionId, now: float) -> list[Instruction]:
-        """The link to the next hop stands."""
-        this = self._sessions.get(session)
-        if this is None or this.state != "connecting":
-            return []
-        this.state = "waiting"
-        self._pages.want(this)
-        out = self.admit(now)
-        waiting = self._pages.waiting()
-        if len(waiting) > self.config.max_waiting:
-            out.append(self._give_up(waiting[-1], f"{len(waiting)} sessions wait for pages"))
-        return out
-
-    def unreachable(self, session: SessionId, why: str) -> list[Instruction]:
-        this = self._sessions.get(session)
-        if this is None or this.state != "connecting":
-            return []  # closed meanwhile, and perhaps opened anew
-        del self._sessions[session]
-        message = f"cannot reach the next stage {this.open.next}: {why}"
-        return [refuse(this.open, this.gateway, "unreachable", message)]
-
-    def admit(self, now: float) -> list[Instruction]:
-        """Give pages to the sessions that want some, the oldest first. Call it again at
-        `next_deadline`.
-        """
-        out = self._hand_out(now)
-        late = [each for each in self._pages.waiting() if now >= each.deadline]
-        if late:  # perhaps others have waited behind them
-            out += [self._give_up(each, "older sessions have the pages") for each in late]
-            out += self._hand_out(now)
-        return out
-
-    def _hand_out(self, now: float) -> list[Instruction]:
-        out: list[Instruction] = []
-        behind: set[NodeId] = set()  # gateways that have their share: their younger ones wait too
-        blocked = False  # who waits to be opened is not overtaken by younger ones
-        for this in self._pages.wanting():
-            if this.closed:
-                continue  # it had to go for one before it
-            if this.state == "waiting":
-                if self._pages.crowds(this):
-                    behind.add(this.gateway)
-                if blocked or this.gateway in behind:
-                    continue
-            verdict = self._satisfy(this, now, out)
-            if verdict == "soon":
-                this.deadline = max(this.deadline, now + self.config.grace_s)
-                break
-            blocked = blocked or verdict == "wait"
-        return out
-
-    def _satisfy(
-        self, this: Session, now: float, out: list[Instruction]
-    ) -> Literal["done", "soon", "wait"]:
-        while not this.closed:
-            match self._pages.ask(this):
-                case Session() as youngest:
-                    out += self._preempt(youngest)
-                case "granted":
-                    out += self._go_on(this) if this.state == "running" else self._start(this, now)
-                    if not this.pending:
-                        return "done"
-                case verdict:
-                    return verdict
-        return "done"
-
-    def next_deadline(self) -> float | None:
-        return min((each.deadline for each in self._pages.waiting()), default=None)
-
-    def _give_up(self, this: Session, why: str) -> Send:
-        del self._sessions[this.open.session]
-        self._pages.leave(this)
-        free = f"{self.pool.free_tokens} of {self.pool.total_tokens} tokens are free"
-        return refuse(this.open, this.gateway, "busy", f"{why}; {free}")
-
-    def _start(self, this: Session, now: float) -> list[Instruction]:
-        this.state, this.touched = "running", now
-        out: list[Instruction] = [Send(this.gateway, Opened(this.open.session, this.position))]
-        if self.first:
-            out.append(self._begun(this))
-            chunks = chunk_prompt(this.ids, self.config.chunk_tokens, this.position)
-            for start, chunk in chunks:
-                out += self._take(this, Row(this.open.session, start, (), len(chunk), chunk))
-        this.ids = ()
-        return out
-
-    @staticmethod
-    def _begun(this: Session) -> Note:
-        """From `position` on it is computed here."""
-        this.begun = True
-        return Note(PrefixMatched(this.open.model, this.open.known_tokens, this.position))
+class StageSessions(SessionTable):
+    """The sessions of one stage, those that run above all: rows and tokens in, results out."""
 
     # ---- running
 
@@ -259,21 +64,6 @@ class StageSessions:
         """The next row, which waits when there are no pages for it."""
         out = self._take(this, row)
         return out + self.admit(now) if this.pending else out
-
-    def _take(self, this: Session, row: Row) -> list[Instruction]:
-        this.position = row.stop
-        sampler = this.sampler if this.samples_at(row.stop) else None
-        this.pending.append(replace(row, sampler=sampler, owner=this.gateway))
-        return self._go_on(this)
-
-    def _go_on(self, this: Session) -> list[Instruction]:
-        """With the rows that have pages."""
-        out: list[Instruction] = []
-        while this.pending and this.pending[0].stop <= len(this.pages) * self.pool.page_size:
-            out.append(Enqueue(replace(this.pending.popleft(), pages=this.pages)))
-        if this.pending:
-            self._pages.want(this)
-        return out
 
     def _from(self, sender: NodeId, session: SessionId) -> Session | None:
         """The session, if it runs and `sender` is whom it listens to. It may have been closed while
@@ -362,6 +152,16 @@ class StageSessions:
         out += [Send(node, Tokens(tuple(entries))) for node, entries in tokens.items()]
         return out + self.admit(now) if freed else out
 
+    def failed(self, row: Row, why: str, now: float) -> list[Instruction]:
+        """The engine could not compute it: its pages hold nothing new."""
+        this = self._sessions[row.session]
+        this.computing -= 1
+        if not this.closed:
+            return self.fail(row.session, why, now)
+        if this.computing == 0:
+            self._release(this)
+        return self.admit(now)
+
     @staticmethod
     def _report(
         this: Session, row: Row, choice: Sampled, tokens: dict[NodeId, list[TokenEntry]]
@@ -421,21 +221,3 @@ class StageSessions:
             elif node in (this.open.next, this.open.previous):
                 out += self.fail(this.open.session, why, now, blame=node)
         return out + self.admit(now)
-
-    def _preempt(self, this: Session) -> list[Instruction]:
-        told = Send(this.gateway, Preempted(this.open.session))
-        return [told, Note(SessionPreempted(this.open.model)), *self._end(this)]
-
-    def _end(self, this: Session) -> list[Instruction]:
-        """Its pages may be wanted by others: `admit` them afterwards."""
-        this.closed = True
-        this.pending.clear()
-        self._pages.leave(this)
-        if this.computing == 0:
-            self._release(this)
-        return [Drop(this.open.session)]
-
-    def _release(self, this: Session) -> None:
-        self._sessions.pop(this.open.session, None)
-        self._pages.name(this)
-        self._pages.release(this)

@@ -228,7 +228,8 @@ class StageWorker:
             chosen = row.sampler is not None and row.sampler.position != position
             again = result if len(rows) == 1 or chosen else await self._compute([row])
             if isinstance(again, Exception):
-                self._fail(row, f"the engine failed: {again}")
+                why = f"the engine failed: {again}"
+                self._do(self.sessions.failed(row, why, self._clock()))
             else:
                 await self._dispatch([row], again)
 
@@ -246,11 +247,6 @@ class StageWorker:
         if not isinstance(result, Exception):
             raise result
         return result
-
-    def _fail(self, row: Row, why: str) -> None:
-        now = self._clock()
-        self._do(self.sessions.fail(row.session, why, now))
-        self._do(self.sessions.finish([row], [None], now))
 
     async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
         sampled = [each[0] if each else None for each in result.sampled]
