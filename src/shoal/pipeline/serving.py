@@ -16,7 +16,7 @@ from ..bus import StageOffer
 from ..engine.batcher import BatcherConfig
 from ..engine.prefix import PrefixPool
 from ..engine.rows import Row
-from ..errors import EngineMissing, InvalidRequest, NoCapacity
+from ..errors import EngineMissing, InvalidRequest, NoCapacity, ShoalError
 from ..events import Emit, StageChanged
 from ..models.checkpoint import Checkpoint
 from ..transport import FrameLimits, Links
@@ -28,6 +28,7 @@ from .worker import StageKey, StageWorker
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..engine.sampling import Samplers
     from ..engine.stage import Stage
     from ..engine.thread import EngineThread
 
@@ -99,6 +100,22 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
             hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
         )
     return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages))
+
+
+def make_samplers(checkpoint: Checkpoint, layers: Slice) -> Samplers:
+    """Only a last stage is asked for any. Reads the tokenizer: up to a second for a large one."""
+    from ..engine.grammar import Grammars
+    from ..engine.sampling import Samplers
+    from ..models.text import Tokenizer
+
+    if layers.stop != checkpoint.layers:
+        return Samplers(InvalidRequest(f"layers {layers} choose no tokens"))
+    try:
+        return Samplers(Grammars.of(Tokenizer.open(checkpoint.folder), checkpoint.vocab_size))
+    except InvalidRequest as error:
+        return Samplers(error)
+    except ShoalError as error:  # layers can be served without a tokenizer
+        return Samplers(InvalidRequest(error.message))
 
 
 def step_tokens(stage: Stage) -> int:
@@ -176,10 +193,11 @@ class Serving:
         try:
             stage = await self._thread.run(load_stage, checkpoint, layers, self._config)
             step_seconds = await self._thread.run(warm_up, stage, self._clock)
+            samplers = await self._thread.run(make_samplers, checkpoint, layers)
         except BaseException:
             self._forget(model, "failed")
             raise
-        worker = self._worker(checkpoint, layers, compute, stage)
+        worker = self._worker(checkpoint, layers, compute, stage, samplers)
         self._pipeline.serve(worker)
         measured = step_seconds / len(layers)
         self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))
@@ -202,10 +220,13 @@ class Serving:
         return tuple(self._offer(served) for served in self.slices)
 
     def _worker(
-        self, checkpoint: Checkpoint, layers: Slice, compute: Compute, stage: Stage
+        self,
+        checkpoint: Checkpoint,
+        layers: Slice,
+        compute: Compute,
+        stage: Stage,
+        samplers: Samplers,
     ) -> StageWorker:
-        from ..engine.sampling import SamplerState
-
         sessions = StageSessions(
             me=self._me,
             first=layers.start == 0,
@@ -213,7 +234,7 @@ class Serving:
             vocab_size=checkpoint.vocab_size,
             context_length=checkpoint.context_length,
             pool=PrefixPool(stage.config.pages, stage.config.page_size),
-            make_sampler=SamplerState,
+            make_sampler=samplers,
             config=StageSessionsConfig(gateway_share=self._config.gateway_share),
         )
         return StageWorker(
