@@ -7,20 +7,21 @@ own modules, with exact linears and attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..exact import native, native_layer
 from ..exact.attention import Scores
 from ..exact.layer import Activation, Angles, AttentionPart, DenseLayer, FeedForward
-from ..exact.numbers import rms_norm
+from ..exact.linear import Linear
+from ..exact.numbers import rms_norm, tanh
 from ..units import Quant, Slice
 from .attention import Ragged
-from .quant import ExactLinear, Quantise, quantise
+from .pieces import PreciseAngles
+from .quant import Quantise, quantise
 from .skeleton import PassThrough
 
 FAMILIES = frozenset("llama mistral qwen2 qwen3 phi3 gemma2 glm4".split())  # noqa: SIM905
@@ -129,86 +130,77 @@ def _maybe_norm(parent: Any, name: str, config: Any) -> Tensor | None:
     return None if norm is None else _norm(norm, config)
 
 
-# ---- in the model
+# ---- in place of the model
 
 
 class DenseParts:
-    """The `Ready` of loading.py for a model whose layers are dense: reads each layer as it comes
-    and puts all of them in the place of the first.
+    """The `Ready` of loading.py for a model whose layers are dense: reads each part as it comes,
+    lets go of the model's own, and computes the slice in its place.
     """
 
     def __init__(self, model: Any, layers: Slice, context_length: int, kind: Quant) -> None:
         self._model, self._quantise = model, quantise(kind)
         self._angles = AngleTable(model.base_model.rotary_emb, context_length)
-        self._read: dict[int, DenseLayer] = {}
-        self._at = layers.start
+        self._layers: dict[int, DenseLayer] = {}
+        self._embed: nn.Module | None = model.base_model.embed_tokens if not layers.start else None
+        self._head: Head | None = None
 
     def __call__(self, part: nn.Module, index: int | None) -> None:
         base, config = self._model.base_model, self._model.config
-        if index is None:
-            if type(self._model.lm_head) is nn.Linear:
-                self._model.lm_head = ExactLinear(self._model.lm_head, quantise("int8"))
-                base.norm = ExactNorm(base.norm, config)
-            return
-        self._read[index] = read_layer(part, config, self._angles.rotated, self._quantise)
-        base.layers[index] = PassThrough(part)
-        base.layers[self._at] = DenseLayers(self._read, self._angles)
-
-
-class DenseLayers(nn.Module):
-    """Stands for all own layers of a slice, in the place of the first of them."""
-
-    def __init__(self, layers: Mapping[int, DenseLayer], angles: AngleTable) -> None:
-        super().__init__()
-        self.layers = layers
-        self.angles = angles
+        if index is not None:
+            self._layers[index] = read_layer(part, config, self._angles.rotated, self._quantise)
+            base.layers[index] = PassThrough(part)
+        elif type(self._model.lm_head) is nn.Linear:
+            linear = self._model.lm_head  # 8 bits whatever the kind, as its own copy if tied
+            exact = quantise("int8")(linear.weight, linear.bias)
+            cap = getattr(config, "final_logit_softcapping", None)
+            self._head = Head(_norm(base.norm, config), float(config.rms_norm_eps), exact, cap)
+            self._model.lm_head = nn.Identity()
+            if self._embed is None:
+                base.embed_tokens = nn.Identity()
 
     @property
-    def kept_bytes(self) -> int:
-        return sum(
-            linear.nbytes
-            for layer in self.layers.values()
-            for part in (layer.attention, layer.feed_forward)
-            for linear in part.linears
-        )
+    def nbytes(self) -> int:
+        """Of what it keeps outside the model."""
+        layers = self._layers.values()
+        parts = [part for layer in layers for part in (layer.attention, layer.feed_forward)]
+        head = self._head.linear.nbytes if self._head is not None else 0
+        return head + sum(linear.nbytes for part in parts for linear in part.linears)
 
     def forward(
-        self, hidden_states: Tensor, *, position_ids: Tensor, ragged: Ragged, **_: Any
+        self,
+        x: Tensor,
+        positions: Tensor,
+        ragged: Ragged,
+        rows: Tensor | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        dtype = hidden_states.dtype
-        angles = self.angles(position_ids[0])
-        x = hidden_states[0].to(torch.float32, copy=True)  # computed in place
-        x = ragged.dense(self.layers, x, angles, dtype)
-        return x.to(dtype)[None]
+        """As `ModelSlice.forward`; its logits are float32."""
+        embedded = x if self._embed is None else self._embed(x)
+        hidden = embedded.to(torch.float32, copy=True)  # computed in place
+        hidden = ragged.dense(self._layers, hidden, self._angles(positions), dtype)
+        if self._head is None or rows is None:
+            return hidden.to(dtype)
+        return self._head(hidden.index_select(0, rows))
 
 
-class ExactNorm(nn.Module):
-    """A model's own RMS norm, in the exact class."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """The last norm, the product with the vocabulary, and the limit of the logits."""
 
-    def __init__(self, norm: Any, config: Any) -> None:
-        super().__init__()
-        self.scale = _norm(norm, config)
-        self.eps = float(config.rms_norm_eps)
+    norm: Tensor
+    eps: float
+    linear: Linear
+    softcap: float | None
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        x = hidden_states.float()
-        library = native.load() if x.device.type == "cpu" else None
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, E) -> (R, V), float32."""
+        library = native.load() if self.linear.compiled is not None else None
         if library is None:
-            return rms_norm(x, self.scale, self.eps).to(hidden_states.dtype)
-        flat = x.reshape(-1, x.shape[-1])
-        normed = native_layer.rms_norm(library, flat, self.scale, self.eps)
-        return normed.to(hidden_states.dtype).view(hidden_states.shape)
-
-
-class _PreciseAngles(TorchFunctionMode):
-    """cos and sin through float64: their float32 values differ between processors otherwise."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (torch.Tensor.cos, torch.Tensor.sin, torch.cos, torch.sin):
-            return func(args[0].double()).float()
-        return func(*args, **(kwargs or {}))
+            logits = self.linear(rms_norm(x, self.norm, self.eps))
+        else:
+            logits = native_layer.norm_linear(library, x, self.norm, self.eps, self.linear)
+        return logits if self.softcap is None else tanh(logits / self.softcap).mul_(self.softcap)
 
 
 class AngleTable:
@@ -236,7 +228,7 @@ class AngleTable:
             return
         length = max(FIRST_ANGLES, 1 << (length - 1).bit_length())
         length = min(length, self._context_length)
-        with _PreciseAngles(), torch.inference_mode():
+        with PreciseAngles(), torch.inference_mode():
             cos, sin = self._rotary(torch.empty(1, 1), torch.arange(length)[None])
         half = cos.shape[-1] // 2
         self._cos, self._sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()

@@ -15,6 +15,7 @@ from ..errors import InvalidRequest
 from ..units import Quant, Slice
 from .attention import Ragged
 from .checkpoint import Checkpoint
+from .dense import DenseParts, is_dense
 from .loading import Ready, load_weights
 from .skeleton import build, quiet
 
@@ -36,8 +37,10 @@ class ModelSlice(nn.Module):
         dtype: str,
         compute: str,
         device: str = "cpu",
+        dense: DenseParts | None = None,
     ) -> None:
         super().__init__()
+        self.dense = dense
         self.device = torch.device(device)
         self.model = model
         self.layers, self.dtype_name, self.compute = layers, dtype, compute
@@ -58,7 +61,8 @@ class ModelSlice(nn.Module):
     def nbytes(self) -> int:
         """What its weights take in memory."""
         kept = sum(t.nbytes for t in (*self.parameters(), *self.buffers()))
-        return kept + sum(getattr(module, "kept_bytes", 0) for module in self.modules())
+        kept += sum(getattr(module, "kept_bytes", 0) for module in self.modules())
+        return kept + (self.dense.nbytes if self.dense is not None else 0)
 
     def forward(
         self, x: Tensor, positions: Tensor, cache: Any, ragged: Ragged, rows: Tensor | None = None
@@ -68,6 +72,8 @@ class ModelSlice(nn.Module):
         Returns logits (R, V) of `rows` on a last stage that is given some, else hidden states (T,
         E).
         """
+        if self.dense is not None:
+            return self.dense.forward(x, positions, ragged, rows, self.dtype)
         inputs: dict[str, Any] = {"input_ids" if self.first else "inputs_embeds": x[None]}
         inputs.update(
             position_ids=positions[None],
@@ -107,23 +113,28 @@ def load_slice(
     checkpoint.ensure_files(layers)
     with quiet():
         model = build(checkpoint.architecture, layers, DTYPES[name])
+        ready = _ready(model, layers, checkpoint, quant)
         load_weights(
             model,
             checkpoint,
             layers,
             DTYPES[name],
             device,
-            ready=_ready(model, layers, checkpoint, quant),
+            ready=ready,
         )
-    compute = name if quant == "none" else quant
     return ModelSlice(
-        model, layers, checkpoint.layers, dtype=name, compute=compute, device=device
+        model,
+        layers,
+        checkpoint.layers,
+        dtype=name,
+        compute=name if quant == "none" else quant,
+        device=device,
+        dense=ready if isinstance(ready, DenseParts) else None,
     ).eval()
 
 
 def _ready(model: Any, layers: Slice, checkpoint: Checkpoint, quant: Quant) -> Ready:
     """What is done with each part of the model once its weights are there."""
-    from .dense import DenseParts, is_dense
     from .parts import ExactParts, FloatParts
 
     if quant == "none":
