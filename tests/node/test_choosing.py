@@ -59,7 +59,8 @@ def test_nothing_fits_into_no_memory() -> None:
 
 def test_int8_halves_the_layers_and_gives_a_tied_head_a_matrix_of_its_own() -> None:
     whole, halved = shape_of(TINY, CONFIG), shape_of(TINY, replace_quant(CONFIG))
-    assert halved.layer_bytes == tuple(size // 2 for size in whole.layer_bytes)
+    for small, large in zip(halved.layer_bytes, whole.layer_bytes, strict=True):
+        assert large // 2 < small < large * 0.52  # a scale for each row comes on top
     assert halved.embed_bytes == whole.embed_bytes
     assert whole.tied
     assert not halved.tied

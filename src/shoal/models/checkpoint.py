@@ -24,6 +24,7 @@ from ..units import ModelId, Slice
 from . import hub
 from .published import Layout, Plain, architecture, described, layouts_of, plain_tensors
 from .safetensors_header import TensorInfo, damaged, read_header
+from .sizes import Counts, count
 
 BUILTIN = "shoal-tiny"
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
@@ -71,6 +72,11 @@ class Checkpoint:
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
         return layouts_of(self.name, self.config)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Raises UnsupportedModel when stored tensors do not fit their layout."""
+        return count(self.plain(self.whole), self.layers, layer_of)
 
     @property
     def layers(self) -> int:
@@ -219,7 +225,7 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
     tensors = dict(_local_tensors(folder))
     print_of = _Fingerprint(config, folder)
     print_of.tensors(tensors, folder)
-    return Checkpoint(name, folder, config, tensors, print_of.model_id)
+    return _summed(Checkpoint(name, folder, config, tensors, print_of.model_id))
 
 
 def _open_hub(repo: str, *, download: bool) -> Checkpoint:
@@ -238,7 +244,13 @@ def _open_hub(repo: str, *, download: bool) -> Checkpoint:
             _check_file_name(info.file)
     print_of = _Fingerprint(config, folder)
     print_of.add(repo, folder.name)
-    return Checkpoint(repo, folder, config, tensors, print_of.model_id, source=repo)
+    return _summed(Checkpoint(repo, folder, config, tensors, print_of.model_id, source=repo))
+
+
+def _summed(checkpoint: Checkpoint) -> Checkpoint:
+    """Sum up its parts while we are at it: stored tensors that do not fit are refused at once."""
+    _ = checkpoint.counts
+    return checkpoint
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..bus import Announcement
 from ..models.checkpoint import Checkpoint
+from ..models.sizes import model_sizes
 from ..pipeline import ServingConfig
 from ..placement import Member, ModelShape, capacities, decide
 from ..units import NodeId, Slice
@@ -13,38 +14,12 @@ from ..units import NodeId, Slice
 KV_TOKENS = (
     4096  # room for so many tokens is kept before weights are counted, unless told otherwise
 )
-BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 
 
 def shape_of(checkpoint: Checkpoint, config: ServingConfig) -> ModelShape:
-    """The model's parts as they will lie in memory.
-
-    int8 keeps a byte for each weight of layers and head; the embedding stays as it is, and so a
-    tied head becomes a matrix of its own.
-    """
-    stored = ModelShape.measured(
-        checkpoint.layer_bytes, checkpoint.slice_bytes, kv_bytes_per_token(checkpoint)
-    )
-    own, wanted = BYTES[checkpoint.dtype], BYTES[config.dtype or checkpoint.dtype]
-    linear = 1 if config.quant == "int8" else wanted
-    return ModelShape(
-        tuple(size * linear // own for size in stored.layer_bytes),
-        stored.embed_bytes * wanted // own,
-        stored.head_bytes * linear // own,
-        stored.tied and config.quant == "none",
-        stored.kv_bytes_per_token_per_layer * wanted // own,
-    )
-
-
-def kv_bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Of one layer, from `config.json`; the stage measures it exactly once it is loaded."""
-    config = checkpoint.config
-    item = 4 if checkpoint.dtype == "f32" else 2
-    if rank := config.get("kv_lora_rank"):  # multi-head latent attention keeps latents
-        return int(rank + config.get("qk_rope_head_dim", 0)) * item
-    heads = int(config.get("num_attention_heads") or 1)
-    width = int(config.get("head_dim") or checkpoint.hidden_size // heads)
-    return 2 * int(config.get("num_key_value_heads") or heads) * width * item
+    """The model's parts as they will lie in memory."""
+    sizes = model_sizes(checkpoint, config.quant, config.dtype)
+    return ModelShape(sizes.layers, sizes.embedding, sizes.head, sizes.tied, sizes.kv_per_token)
 
 
 def choose(
