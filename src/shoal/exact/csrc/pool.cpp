@@ -143,7 +143,7 @@ class Pool {
 
 std::atomic<Pool*> the_pool{nullptr};  // never destroyed: its threads may outlive main
 std::mutex creation;
-int wanted_threads = 1;
+std::atomic<int> wanted_threads{1};
 
 // A forked child has none of its parent's threads: it forgets the pool and makes its own.
 void forget_pool() {
