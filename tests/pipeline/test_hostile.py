@@ -21,6 +21,7 @@ from shoal.pipeline.messages import (
     Lost,
     Open,
     Opened,
+    Preempted,
     Refused,
     RowEntry,
     Step,
@@ -121,6 +122,10 @@ def opens(draw: st.DrawFn) -> Open:
         output_tokens=draw(st.integers(0, known)),
         sampling=draw(st.sampled_from([None, GREEDY, Sampling(seed=1, repetition_penalty=2.0)])),
         patience_s=draw(st.sampled_from([0.0, 1.0, 1e300])),
+        born=draw(st.integers(0, 3)),
+        page_tokens=PAGE,
+        digests=draw(st.integers(0, (known - 1) // PAGE)),
+        prefix_tokens=draw(counts),
     )
 
 
@@ -129,6 +134,7 @@ messages = st.one_of(
     opens(),
     st.builds(Close, session_ids),
     st.builds(Opened, session_ids),
+    st.builds(Preempted, session_ids),
     st.builds(Lost, session_ids, node_ids, texts),
     st.builds(Refused, session_ids, st.sampled_from(["busy", "never", "gone"]), texts),
     st.builds(TokenEntry, session_ids, counts, tokens).map(lambda entry: Tokens((entry,))),
@@ -143,8 +149,10 @@ def body_for(message: object, chance: int) -> bytes:
     if chance == 0:
         return b"\x01\x02\x03"
     match message:
-        case Open(known_tokens=known, output_tokens=output):
-            return pack_ids([7] * (known if chance < 8 else output))
+        case Open(known_tokens=known, output_tokens=output, digests=digests):
+            return b"d" * 16 * digests + pack_ids([7] * (known if chance < 8 else output))
+        case Close():
+            return b"d" * 16 * chance
         case Step(entries):
             return rows(sum(entry.count for entry in entries), math.nan if chance > 8 else 0.5)
     return b""
@@ -499,6 +507,7 @@ async def test_a_stranger_who_knows_the_session_changes_nothing_at_the_gateway()
             Opened(stream.live),
             Refused(stream.live, "never", ""),
             Lost(stream.live, BOB, ""),
+            Preempted(stream.live),
             Tokens((TokenEntry(stream.live, 0, Sampled(1)),)),
         ):
             node.receive(ALICE, message)

@@ -13,10 +13,12 @@ from shoal.events import (
     NodeSeen,
     PagesChanged,
     PeerFault,
+    PrefixMatched,
     RelayChanged,
     RequestDone,
     RequestStarted,
     RouteTaken,
+    SessionPreempted,
     StageChanged,
     StepDone,
 )
@@ -114,6 +116,16 @@ def test_a_stage_reports_its_steps_and_its_cache() -> None:
     assert value(metrics, "shoal_layers_served", model=TINY) == 6
     metrics.listen(StageChanged(TINY, Slice(2, 8), "left"))
     assert value(metrics, "shoal_layers_served", model=TINY) == 0
+
+
+def test_a_stage_reports_what_it_did_not_compute_again_and_what_it_has_to() -> None:
+    metrics = Metrics()
+    metrics.listen(PrefixMatched(TINY, 40, 32))
+    metrics.listen(PrefixMatched(TINY, 10, 0))
+    metrics.listen(SessionPreempted(TINY))
+    assert value(metrics, "shoal_prefix_cache_queries_total", model=TINY) == 50
+    assert value(metrics, "shoal_prefix_cache_hits_total", model=TINY) == 32
+    assert value(metrics, "shoal_num_preemptions_total", model=TINY) == 1
 
 
 def test_labels_do_not_grow_with_the_names_that_others_choose() -> None:

@@ -245,7 +245,7 @@ class Serving:
             links=self._links,
             emit=self._emit,
             clock=self._clock,
-            batch=BatcherConfig(max_tokens=step_tokens(stage)),
+            batch=BatcherConfig(max_tokens=step_tokens(stage), any_cut=stage.model.exact),
         )
 
     def _offer(self, served: Served) -> StageOffer:
