@@ -11,15 +11,23 @@ from ..units import Quant
 from .absorbed import absorb
 from .experts import replace_experts
 from .pieces import ExactRotary, replace_pieces
+from .prepacked import prepack
 from .quant import ExactLinear, quantise, quantise_linears
 
 
 class FloatParts:
-    """Leaves all as it is, except that attention over latents does not expand them."""
+    """Leaves all as it is, except that attention over latents does not expand them, and that bf16
+    weights on a CPU are packed for it.
+    """
 
     def __call__(self, part: Any, index: int | None) -> None:
         if index is not None:
             absorb(part, exact=False)
+            prepack(part)
+        elif not getattr(part.config, "tie_word_embeddings", False):  # or kept twice
+            ends = nn.ModuleDict({"head": part.lm_head})
+            prepack(ends)
+            part.lm_head = ends["head"]
 
 
 class ExactParts:
