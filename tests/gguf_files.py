@@ -102,3 +102,45 @@ def _rotated_in_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """llama.cpp rotates neighbouring values of a head, transformers its halves."""
     pairs = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_sentencepiece(path: Path) -> Path:
+    """A vocabulary of SentencePiece's kind, without a model: letters, bytes and some words."""
+    words = [
+        "▁t",
+        "he",
+        "▁the",
+        "▁I",
+        "▁n",
+        "ai",
+        "on",
+        "▁don",
+        "12",
+        "34",
+        "▁1",
+        "no",
+        "▁▁",
+        "▁na",
+    ]
+    letters = [chr(code) for code in range(33, 127)] + ["▁", "é"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words, *letters]
+    kinds = [2, CONTROL, CONTROL, *[6] * 256, *[NORMAL] * (len(tokens) - 259)]
+    ranks = {word: -float(at + 1) for at, word in enumerate([*words, *letters])}
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
+        writer.add_uint32(f"llama.{key}", 8)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([ranks.get(token, 0.0) for token in tokens])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -25,8 +25,9 @@ REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = SUFFIXES + WORDS + r"\p{N}{1,3}" + REST
 QWEN2 = SUFFIXES + WORDS + r"\p{N}" + REST
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")  # they begin every text with bos_token
 CUTS = {  # by `tokenizer.ggml.pre`: patterns applied one after the other
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), (LLAMA3,)),
+    **dict.fromkeys((*LLAMA3_NAMES, "smaug-bpe"), (LLAMA3,)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (QWEN2,)),
     **dict.fromkeys(("gpt-2", "phi-2"), (GPT2,)),
     "smollm": (r"\p{N}", GPT2),
@@ -71,7 +72,8 @@ class _Vocabulary:
             raise self._unsupported(f"its tokenizer cannot be built: {error}") from None
         self._add_tokens(inner)
         special = {role: token for role, key in ROLES.items() if (token := self._token(key))}
-        if self._get("add_bos_token", kind == "llama") and "bos_token" in special:
+        usual = kind == "llama" or self._get("pre") in LLAMA3_NAMES
+        if self._get("add_bos_token", usual) and "bos_token" in special:
             inner.post_processor = _beginning_with(special["bos_token"], self.ids)
         template = self._entries.get("tokenizer.chat_template")
         templates = {"default": ChatTemplate(template, special, now)} if template else {}
@@ -87,7 +89,7 @@ class _Vocabulary:
         if how not in CUTS:
             raise self._unsupported(f"its words are cut by the rule {how[:40]!r}")
         merges = [_pair(merge) for merge in self._list("merges", str)]
-        ignores = how in ("llama-bpe", "llama3", "llama-v3")
+        ignores = how in LLAMA3_NAMES
         inner = tokenizers.Tokenizer(
             models.BPE(vocab=self.ids, merges=merges, ignore_merges=ignores)
         )
