@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..models.text import Tokenizer
 
 MAX_PROPERTIES = 500  # of one object: the library's work grows with their square
-MAX_MULTIPLE = 10_000  # product of all multipleOf, in units of their last digit: states to be built
+MAX_MULTIPLE = 1_000  # product of all multipleOf, in units of their last digit: states to be built
 MAX_TOOLS = 128
 COMPILED_GRAMMARS = 64  # that are kept for the next session
 COMPILERS = 2  # at a time
