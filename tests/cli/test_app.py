@@ -19,7 +19,7 @@ from shoal.errors import NoCapacity
 from .conftest import Shoal
 from .fake_node import FakeNode
 
-COMMANDS = ("up", "demo", "run", "invite", "ps", "peers", "map", "status", "doctor", "id")
+COMMANDS = ("up", "demo", "run", "invite", "show", "ps", "peers", "map", "status", "doctor", "id")
 HEAVY = ("torch", "transformers", "nostr_sdk", "uvicorn", "httpx", "pydantic")
 
 

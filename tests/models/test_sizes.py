@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from shoal.models.checkpoint import Checkpoint, open_checkpoint
+from shoal.models.checkpoint import BUILTIN, Checkpoint, open_checkpoint
 from shoal.models.published import Plain
 from shoal.models.published.layout import Part
 from shoal.models.safetensors_header import TensorInfo
 from shoal.models.sizes import Counted, kv_bytes_per_token, model_sizes
-from shoal.units import Slice
+from shoal.models.slice import load_slice
+from shoal.units import Quant, Slice
 
 from .families import FAMILIES
 
@@ -36,7 +37,8 @@ def test_four_bits_are_four_and_a_quarter_and_a_scale_for_each_row() -> None:
 def test_what_only_another_engine_reads_stays_as_it_is() -> None:
     some = Counted.of([tensor((10, 64), "ggml 12", stored=360)])
     assert some.numbers == 640
-    assert [some.bytes_as(quant, 4) for quant in ("none", "int8", "int4")] == [360, 360, 360]
+    quants: tuple[Quant, ...] = ("none", "int8", "int4")
+    assert [some.bytes_as(quant, 4) for quant in quants] == [360, 360, 360]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,7 +59,8 @@ def test_a_quantised_checkpoint_takes_what_the_floats_take_that_it_stands_for(
     pair_of: Callable[[str], tuple[Checkpoint, Checkpoint]], case: str
 ) -> None:
     quantised, plain = pair_of(case)
-    for quant in ("none", "int8", "int4"):
+    quants: tuple[Quant, ...] = ("none", "int8", "int4")
+    for quant in quants:
         assert model_sizes(quantised, quant) == model_sizes(plain, quant)
 
 
@@ -80,3 +83,10 @@ def test_the_cache_holds_keys_and_values_or_latents() -> None:
     latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
     assert kv_bytes_per_token(latent, 2, exact=False) == 576 * 2
     assert kv_bytes_per_token(latent, 2, exact=True) == 576 * 2 + 2 * 4
+
+
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
+def test_the_sums_are_what_a_loaded_model_takes(quant: Quant) -> None:
+    checkpoint = open_checkpoint(BUILTIN)
+    taken = load_slice(checkpoint, checkpoint.whole, quant=quant).nbytes
+    assert taken == pytest.approx(model_sizes(checkpoint, quant).whole, rel=0.03)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, doctor, id, invite, map, peers, ps, run_model, status, up
+from . import demo, doctor, id, invite, map, peers, ps, run_model, show, status, up
 from .failure import Command, last_resort
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for name, command in (
     ("demo", demo.demo),
     ("run", run_model.run_model),
     ("invite", invite.invite),
+    ("show", show.show),
     ("ps", ps.ps),
     ("peers", peers.peers),
     ("map", map.map_layers),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InvalidRequest
 from ..units import Quant
 from .safetensors_header import DTYPE_BYTES
 
@@ -21,6 +22,15 @@ FLOAT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 GROUP, GROUP_BYTES = 32, 17  # int4: 32 codes of half a byte and one for their common multiplier
 SCALE_BYTES = 4  # for each row of a rounded matrix, and each head of a token in the cache
 CODE_BYTES = 2  # of the exact class's cache
+
+
+def check_dtype(dtype: str) -> str:
+    """Raises InvalidRequest when it is no float type."""
+    if dtype not in FLOAT_BYTES:
+        raise InvalidRequest(
+            f"{dtype!r} is no type to compute in", hint=f"choose one of {', '.join(FLOAT_BYTES)}"
+        )
+    return dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ def model_sizes(checkpoint: Checkpoint, quant: Quant, dtype: str | None = None) 
     """int8 and int4 round the matrices of layers, and the head to 8 bits. The embedding stays
     float, and so a tied head becomes a matrix of its own. `dtype` None is the checkpoint's own.
     """
-    item = FLOAT_BYTES[dtype or checkpoint.dtype]
+    item = FLOAT_BYTES[check_dtype(dtype or checkpoint.dtype)]
     counts = checkpoint.counts
     head_quant: Quant = "none" if quant == "none" else "int8"
     head = counts.head.bytes_as(head_quant, item)

@@ -85,7 +85,7 @@ def test_groups_of_one_format_must_agree_and_those_of_two_need_not() -> None:
         "d": {"weights": None},
     }
     found = layouts({**int4, "config_groups": mixed, "format": "mixed-precision"})
-    assert [layout.title for layout in found] == ["pack-quantized", "FP8"]
+    assert [layout.title for layout in found] == ["INT4 (pack-quantized)", "FP8"]
 
 
 def group(config: dict[str, Any], **changes: Any) -> dict[str, Any]:

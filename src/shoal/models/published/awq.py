@@ -35,7 +35,7 @@ class _Config(msgspec.Struct):
 
 
 class Awq(Layout):
-    title = "AWQ"
+    title = "INT4 (AWQ)"
     plain = ".weight"
     endings = {  # noqa: RUF012 (ClassVar in the base)
         MAIN: (".qweight",),

@@ -52,7 +52,6 @@ class _Config(msgspec.Struct):
 
 
 class PackedIntegers(Layout):
-    title = "pack-quantized"
     plain = ".weight"
     endings = {  # noqa: RUF012 (ClassVar in the base)
         MAIN: (".weight_packed",),
@@ -71,6 +70,7 @@ class PackedIntegers(Layout):
     }
 
     def __init__(self, bits: Literal[4, 8], group: int, *, symmetric: bool = True) -> None:
+        self.title = f"INT{bits} (pack-quantized)"
         self.bits, self.group_size, self.symmetric = bits, group, symmetric
 
     def shape(self, parts: Mapping[str, Part]) -> tuple[int, ...]:

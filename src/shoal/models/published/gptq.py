@@ -34,7 +34,6 @@ class _Config(msgspec.Struct):
 
 
 class Gptq(Layout):
-    title = "GPTQ"
     plain = ".weight"
     endings = {  # noqa: RUF012 (ClassVar in the base)
         MAIN: (".qweight",),
@@ -51,6 +50,7 @@ class Gptq(Layout):
     }
 
     def __init__(self, bits: Literal[4, 8], group: int, version: Literal[1, 2] = 1) -> None:
+        self.title = f"INT{bits} (GPTQ)"
         self.bits, self.group_size, self.version = bits, group, version
 
     def shape(self, parts: Mapping[str, Part]) -> tuple[int, ...]:

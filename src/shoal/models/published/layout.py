@@ -56,7 +56,7 @@ class Plain:
 class Layout(ABC):
     """One way to store a weight. `endings` says by role how its stored tensors end."""
 
-    title: ClassVar[str]  # for people
+    title: str  # for people
     plain: ClassVar[str]  # how the weight's own name ends
     endings: ClassVar[Mapping[str, tuple[str, ...]]]
     needed: ClassVar[frozenset[str]]  # roles without which nothing can be read
