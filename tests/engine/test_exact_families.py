@@ -9,6 +9,7 @@ import torch
 from shoal.engine.rows import Row
 from shoal.engine.schedule import PAGE_SIZE, make_prompts, make_stages, plain_logits, run_schedule
 from shoal.engine.stage import Stage
+from shoal.exact import native
 from shoal.models.checkpoint import Checkpoint
 from shoal.units import Quant, SessionId
 
@@ -51,6 +52,19 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut(tiny: Tiny, family: str) -
     for cuts in ([], [1], [16], [5, 6, 20]):
         for stop, logits in zip([*cuts, len(ids)], logits_by_cut(stage, ids, cuts), strict=True):
             assert torch.equal(logits, token_by_token[stop - 1])
+
+
+@every_family
+@every_kind
+def test_without_the_compiled_library_the_bits_are_the_same(
+    tiny: Tiny, family: str, kind: Quant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = tiny(family)
+    expected = run_schedule(make_stages(checkpoint, (), kind), PROMPTS)
+    monkeypatch.setattr(native, "load", lambda: None)
+    plain = run_schedule(make_stages(checkpoint, (), kind), PROMPTS)
+    pairs = zip(plain, expected, strict=True)
+    assert all(torch.equal(one.logits, other.logits) for one, other in pairs)
 
 
 @every_family

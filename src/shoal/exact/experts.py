@@ -87,7 +87,7 @@ class Experts:
         chosen, order = chosen.sort(-1)
         weights = weights.gather(1, order)
         experts, slots = chosen.flatten().sort(stable=True)
-        bounds = torch.searchsorted(experts, self._numbers, out_int32=True)
+        bounds = torch.searchsorted(experts, self._numbers.to(experts.device), out_int32=True)
         rows = self.gate_up(x[slots // chosen.shape[1]], bounds)
         rows = self.down(self.gate(rows), bounds)
         y = torch.empty_like(rows)

@@ -115,7 +115,7 @@ def read_norm(norm: Any) -> ExactNorm:
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         raise _unknown(norm)
-    own = copy.deepcopy(norm).float()
+    own = copy.deepcopy(norm).float().cpu()
     chance = torch.Generator().manual_seed(0)
     own.weight.copy_(torch.rand(len(weight), generator=chance) + 0.5)
     x = torch.randn(4, len(weight), generator=chance) + 0.5

@@ -81,7 +81,7 @@ def read_routing(router: Any) -> Routing:
 
 
 def _try(router: Any) -> _Trial:
-    own = copy.deepcopy(router).float()
+    own = copy.deepcopy(router).float().cpu()
     chance = torch.Generator().manual_seed(0)
     rows = torch.randn(TRIALS, own.weight.shape[1], generator=chance)
     rows /= (rows @ own.weight.t()).std().clamp(min=1e-12)  # scores that differ, none saturated
