@@ -75,8 +75,8 @@ class Tile {
         }
         alignas(64) int32_t sums[16 * LANES];
         for (int at = 0; at < width; at += LANES, pairs += panel_size)
-            for (int r = 0; r < rows; r += kernels.rows) {
-                const int count = std::min(kernels.rows, rows - r);
+            for (int r = 0, count; r < rows; r += count) {
+                count = at_once(r);
                 kernels.products(codes + r * ATTENTION_BLOCK, ATTENTION_BLOCK, count, pairs, n / 2,
                                  sums);
                 for (int i = 0; i < count; i++)
@@ -135,6 +135,9 @@ class Tile {
 
     float* scores_of(int r) { return scores + size_t(r) * blocks * ATTENTION_BLOCK; }
 
+    // From r on, in nearly equal parts.
+    int at_once(int r) const { return int(parts(rows - r, parts(rows - r, kernels.rows))); }
+
     float sink(int r) const { return how.sinks[piece.head * group + r % group]; }
 
     // How many of a block's tokens are computed: those up to the last that is seen, in whole lanes.
@@ -165,8 +168,8 @@ class Tile {
         fetch(at);
         pack_keys(entries + at, panel, key_scale);
         alignas(64) int32_t sums[16 * LANES];
-        for (int r = 0; r < rows; r += kernels.rows) {
-            const int count = std::min(kernels.rows, rows - r);
+        for (int r = 0, count; r < rows; r += count) {
+            count = at_once(r);
             kernels.products(codes + size_t(r) * stride, size_t(stride), count, panel, stride / 2,
                              sums);
             for (int i = r; i < r + count; i++)

@@ -12,6 +12,8 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
+#define INLINED __attribute__((always_inline))
+
 namespace shoal {
 namespace {
 
@@ -124,22 +126,40 @@ struct Pairs {
 
 #if defined(__AVX2__)
 
+template <int I>
+struct Constant {
+    constexpr operator int() const { return I; }
+};
+
+// f(0), f(1), ...: written out, so that arrays of vectors stay in registers.
+template <int N, class F>
+inline INLINED void each(F f) {
+    if constexpr (N > 0) {
+        each<N - 1>(f);
+        f(Constant<N - 1>());
+    }
+}
+
 template <int R>
 void products_of(const int16_t* a, size_t stride, const int32_t* panel, int steps, int32_t* out) {
-    constexpr int V = LANES / Pairs::SIZE;
-    typename Pairs::Vector sums[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = Pairs::zero();
-    for (int s = 0; s < steps; s++, panel += LANES) {
-        typename Pairs::Vector b[V];
-        for (int v = 0; v < V; v++) b[v] = Pairs::load(panel + v * Pairs::SIZE);
-        for (int r = 0; r < R; r++) {
-            const auto pair = Pairs::spread(a + size_t(r) * stride + 2 * s);
-            for (int v = 0; v < V; v++) sums[r][v] = Pairs::dot(sums[r][v], pair, b[v]);
-        }
+    constexpr int SIZE = Pairs::SIZE, V = LANES / SIZE;
+    Pairs::Vector sums[R][V];
+    const int16_t* row[R];
+    each<R>([&](auto r) INLINED {
+        row[r] = a + r * stride;
+        each<V>([&](auto v) INLINED { sums[r][v] = Pairs::zero(); });
+    });
+    for (ptrdiff_t s = 0; s < steps; s++, panel += LANES) {
+        Pairs::Vector b[V];
+        each<V>([&](auto v) INLINED { b[v] = Pairs::load(panel + v * SIZE); });
+        each<R>([&](auto r) INLINED {
+            const auto pair = Pairs::spread(row[r] + 2 * s);
+            each<V>([&](auto v) INLINED { sums[r][v] = Pairs::dot(sums[r][v], pair, b[v]); });
+        });
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) Pairs::store(out + r * LANES + v * Pairs::SIZE, sums[r][v]);
+    each<R>([&](auto r) INLINED {
+        each<V>([&](auto v) INLINED { Pairs::store(out + r * LANES + v * SIZE, sums[r][v]); });
+    });
 }
 
 template <int R>
