@@ -40,6 +40,7 @@ X86 = {
     ],
     "avxvnni": ["-mavx2", "-mavxvnni"],
     "avx2": ["-mavx2"],
+    "sse41": ["-mssse3", "-msse4.1"],  # processors of 2008, and cheap ones until 2021
 }
 ARM = {"neondot": ["-march=armv8.2-a+dotprod"], "neon": list[str]()}
 PLAIN = {"generic": ["-DSHOAL_PLAIN"]}

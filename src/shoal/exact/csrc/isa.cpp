@@ -33,6 +33,7 @@ bool saved(unsigned wanted) {
     return (low & wanted) == wanted;
 }
 
+bool has_sse41() { return bit(Leaf(1, 0).c, 19) && bit(Leaf(1, 0).c, 9); }
 bool has_avx2() { return saved(6) && bit(Leaf(7, 0).b, 5); }
 bool has_avxvnni() { return has_avx2() && bit(Leaf(7, 1).a, 4); }
 bool has_avx512vnni() {
@@ -69,6 +70,9 @@ const Variant VARIANTS[] = {  // fastest first; build.py says which were built
 #endif
 #ifdef SHOAL_HAS_avx2
     {kernels_avx2, has_avx2},
+#endif
+#ifdef SHOAL_HAS_sse41
+    {kernels_sse41, has_sse41},
 #endif
 #ifdef SHOAL_HAS_neondot
     {kernels_neondot, has_neondot},

@@ -51,6 +51,7 @@ struct Kernels {
 const Kernels* kernels_avx512vnni();  // nullptr where not built
 const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx2();
+const Kernels* kernels_sse41();
 const Kernels* kernels_neondot();
 const Kernels* kernels_neon();
 const Kernels* kernels_generic();

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__SSE4_1__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -103,6 +103,42 @@ struct Lanes {
         const __m256i odd = _mm256_set1_epi16(int16_t(0xff00));
         return _mm256_blendv_epi8(_mm256_mullo_epi16(w, m),
                                   _mm256_mullo_epi16(_mm256_and_si256(w, odd), m), odd);
+    }
+};
+
+#elif defined(__SSE4_1__) && !defined(SHOAL_PLAIN)
+
+struct Lanes {  // as for AVX2, half as wide
+    using Sums = __m128i;
+    using Weights = __m128i;
+    using Codes = __m128i;
+    static constexpr int OUTPUTS = 4, SUMS = 8, ROWS8 = 4, ROWS4 = 4, DIRECT4 = 8;
+    static constexpr bool SIGNED = false;
+    static Sums zero() { return _mm_setzero_si128(); }
+    static Weights load(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+    static Sums load_sums(const void* p) { return load(p); }
+    static void store(void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
+    static Codes spread(const uint8_t* codes) { return _mm_set1_epi32(four_bytes(codes)); }
+    static Sums dot(Sums sums, Codes a, Weights w) {
+        const __m128i even = _mm_srai_epi16(_mm_slli_epi16(w, 8), 8), odd = _mm_srai_epi16(w, 8);
+        const __m128i a_even = _mm_and_si128(a, _mm_set1_epi16(255));
+        const __m128i a_odd = _mm_srli_epi16(a, 8);
+        return add(sums, add(_mm_madd_epi16(even, a_even), _mm_madd_epi16(odd, a_odd)));
+    }
+    static Sums add(Sums a, Sums b) { return _mm_add_epi32(a, b); }
+    static Sums times(Sums a, Sums b) { return _mm_mullo_epi32(a, b); }
+    static Sums widen(const uint8_t* m) {
+        return _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four_bytes(m)));
+    }
+    static Weights table(const int8_t* lut) { return load(lut); }
+    static Weights low(Weights table, Weights v) {
+        return _mm_shuffle_epi8(table, _mm_and_si128(v, _mm_set1_epi8(15)));
+    }
+    static Weights high(Weights table, Weights v) { return low(table, _mm_srli_epi16(v, 4)); }
+    static Weights pairs(Sums m) { return _mm_or_si128(m, _mm_slli_epi32(m, 16)); }
+    static Weights times_bytes(Weights w, Weights m) {
+        const __m128i odd = _mm_set1_epi16(int16_t(0xff00));
+        return _mm_blendv_epi8(_mm_mullo_epi16(w, m), _mm_mullo_epi16(_mm_and_si128(w, odd), m), odd);
     }
 };
 

@@ -23,7 +23,7 @@ typedef struct shoal_linear shoal_linear;
 // Of the sources and flags that this library was made from: a caller refuses any other.
 const char* shoal_fingerprint(void);
 
-// The variant in use: "avx512vnni", "avxvnni", "avx2", "generic" (or "neon", "neondot" on ARM).
+// The variant in use: "avx512vnni", "avxvnni", "avx2", "sse41"; on ARM "neondot", "neon"; "generic".
 // Chosen when first needed: SHOAL_ISA if set and possible here, else the fastest this processor has.
 const char* shoal_isa(void);
 
