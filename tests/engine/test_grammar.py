@@ -11,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.engine.grammar import Grammars, Tool, ToolRules
-from shoal.engine.request import MAX_GRAMMAR_BYTES, Grammar, Sampled, Sampling
-from shoal.engine.sampling import Samplers, SamplerState, sample
+from shoal.engine.request import (
+    MAX_BIASED_TOKENS,
+    MAX_GRAMMAR_BYTES,
+    MAX_STOP_TOKENS,
+    Grammar,
+    Sampled,
+    Sampling,
+)
+from shoal.engine.sampling import Samplers, SamplerState, sample, verify
 from shoal.errors import InvalidRequest
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.text import Tokenizer
+from shoal.transport import FrameLimits
 
 CHECKPOINT = open_checkpoint("shoal-tiny")
 TOKENIZER = Tokenizer.open(CHECKPOINT.folder)
@@ -229,6 +237,24 @@ def test_a_grammar_is_bounded_in_size_whoever_sends_it() -> None:
     raw = msgspec.msgpack.encode({"kind": "json_schema", "text": "\u00e9" * MAX_GRAMMAR_BYTES})
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(raw, type=Grammar)
+
+
+def test_the_largest_settings_fit_into_a_header_of_a_frame() -> None:
+    largest = Sampling(
+        logit_bias={(1 << 32) - 1 - n: -99.9 for n in range(MAX_BIASED_TOKENS)},
+        stop_ids=tuple((1 << 32) - 1 - n for n in range(MAX_STOP_TOKENS)),
+        grammar=Grammar("json_schema", "x" * MAX_GRAMMAR_BYTES),
+    )
+    assert len(msgspec.msgpack.encode(largest)) + 2000 < FrameLimits().max_header_bytes
+
+
+def test_a_draft_is_verified_under_the_grammar() -> None:
+    whole = written(state(schema(POINT), seed=4), 4)
+    logits = torch.cat([logits_at(4, position) for position in range(len(whole))])
+    for draft in (ids(whole)[:-1], [*ids(whole)[:3], 77, *ids(whole)[4:-1]]):
+        (verified,) = verify(logits, [state(schema(POINT), seed=4)], [draft])
+        assert list(verified) == whole[: len(verified)]
+    assert len(verified) == 4
 
 
 def test_a_model_without_an_end_token_has_no_grammars() -> None:

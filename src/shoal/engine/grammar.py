@@ -156,7 +156,7 @@ class Grammars:
     def _compile_within(self, patience_s: float, grammar: Grammar) -> LLMatcher:
         """In a thread that may be left behind: the library cannot be interrupted."""
         source = _source(grammar, self._has_tokens)
-        if not self._compilers.acquire(blocking=False):
+        if not self._compilers.acquire(timeout=patience_s):
             raise Overloaded("too many grammars are being compiled", hint="ask again in a moment")
         made: list[LLMatcher] = []
         thread = threading.Thread(target=self._compile, args=(source, made), daemon=True)
