@@ -54,7 +54,7 @@ def test_floats_take_what_their_files_hold(folder_of: FolderOf, family: str) -> 
     assert model_sizes(checkpoint, "none", "bf16").whole * 2 == sizes.whole
 
 
-@pytest.mark.parametrize("case", ["deepseek_v3-int4", "qwen3-fp8", "gpt_oss-mxfp4"])
+@pytest.mark.parametrize("case", ["kimi_k2-int4", "qwen3-fp8", "gpt_oss-mxfp4"])
 def test_a_quantised_checkpoint_takes_what_the_floats_take_that_it_stands_for(
     pair_of: Callable[[str], tuple[Checkpoint, Checkpoint]], case: str
 ) -> None:

@@ -20,6 +20,7 @@ from ..units import Slice
 from . import attention
 
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention"}
+SAME_AS = {"kimi_k2": "deepseek_v3"}  # the same architecture under a name of its own
 # what library code raises when it is asked for something that it cannot do
 LIBRARY_ERRORS = (
     ArithmeticError,
@@ -85,14 +86,16 @@ def read_config(raw: dict[str, Any]) -> Any:
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    model_type = raw["model_type"]
+    model_type = SAME_AS.get(raw["model_type"], raw["model_type"])
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModel(
             f"transformers {__version__} does not know models of type {model_type!r}",
             hint="code that comes with a checkpoint is never run; a newer shoal may know it",
         )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(raw))
+        config = CONFIG_MAPPING[model_type].from_dict(
+            copy.deepcopy({**raw, "model_type": model_type})
+        )
     except LIBRARY_ERRORS as error:
         raise UnsupportedModel(f"this {model_type} configuration is wrong: {error}") from error
     _check_config(config)

@@ -171,6 +171,7 @@ class Case:
     which: str = LINEARS  # names of the weights that are stored so
     ending: str = ".weight"  # of those names, replaced by the packer's
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # beside each of them
+    renamed: Mapping[str, Any] = field(default_factory=dict)  # in the published config.json
 
 
 def int4_config(**weights: Any) -> dict[str, Any]:
@@ -270,8 +271,12 @@ CASES = {
         int8_rows,
     ),
     "gpt_oss-mxfp4": Case("gpt_oss", GPT_OSS, mxfp4, r"experts\.(gate_up|down)_proj$", ""),
-    "deepseek_v3-int4": Case(
-        "deepseek_v3", int4_config(), lambda w: pack_quantized(w, 32), EXPERTS
+    "kimi_k2-int4": Case(
+        "deepseek_v3",
+        int4_config(),
+        lambda w: pack_quantized(w, 32),
+        EXPERTS,
+        renamed={"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"]},
     ),
     "llama-int4-zeros": Case(
         "llama",
@@ -307,7 +312,9 @@ def write(case: Case, source: Path, quantised: Path, plain: Path) -> None:
         packed.update({stem + ending: tensor.clone() for ending, tensor in case.extra.items()})
     assert len(packed) > len(tensors)
     config = json.loads((source / "config.json").read_text())
-    write_folder(quantised, packed, {**config, "quantization_config": case.quantization})
+    write_folder(
+        quantised, packed, {**config, **case.renamed, "quantization_config": case.quantization}
+    )
     write_folder(plain, floats, config)
 
 
