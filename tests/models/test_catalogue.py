@@ -28,3 +28,17 @@ def test_layers_can_be_served_without_a_tokenizer(tmp_path: Path) -> None:
     checkpoint = catalogue.add(str(tmp_path))
     with pytest.raises(UnsupportedModel, match=r"tokenizer\.json"):
         catalogue.tokenizer(checkpoint)
+
+
+def test_a_name_that_a_peer_speaks_of_is_no_path_to_a_gguf_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shoal.models.catalogue.is_cached", lambda name: True)
+    catalogue = Catalogue()
+    monkeypatch.setattr(
+        "shoal.models.catalogue.open_checkpoint", lambda *_, **__: pytest.fail("opened")
+    )
+    assert catalogue.known("org/x.gguf") is None

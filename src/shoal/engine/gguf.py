@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import NoCapacity
 from ..models.gguf_checkpoint import EMBEDDING, GgufCheckpoint
-from ..units import SessionId, Slice
+from ..units import SessionId, Slice, readable_bytes
 from .llama_library import (
     ContextSize,
     Embedding,
@@ -41,7 +42,6 @@ from .wire import hidden_from_wire, hidden_to_wire
 
 MAX_SEQUENCES = 256  # of llama.cpp
 BATCH_TOKENS = 1024  # a step has fewer: 512 of prompts, and a draft for each of 64 sessions
-CACHE_ITEM_BYTES = 2  # f16
 
 Forget = Callable[[int, int], None]  # a sequence, and the position from which on
 
@@ -63,15 +63,10 @@ class GgufModel:
     hidden_size: int
     vocab_size: int
     nbytes: int
+    exact: bool = False
     dtype: torch.dtype = torch.float32
     dtype_name: str = "f32"
     device: torch.device = torch.device("cpu")
-
-
-def kv_bytes_per_token(checkpoint: GgufCheckpoint, layers: Slice) -> int:
-    config = checkpoint.config
-    width: int = config["num_key_value_heads"] * config["head_dim"]
-    return 2 * width * CACHE_ITEM_BYTES * len(layers)
 
 
 def page_config(tokens: int, page_tokens: int) -> StageConfig:
@@ -80,6 +75,28 @@ def page_config(tokens: int, page_tokens: int) -> StageConfig:
     """
     size = max(page_tokens, -(-tokens // MAX_SEQUENCES))
     return StageConfig(page_size=size, pages=tokens // size)
+
+
+def load_gguf_stage(
+    checkpoint: GgufCheckpoint,
+    layers: Slice,
+    *,
+    memory_bytes: int,
+    kv_tokens: int,
+    page_tokens: int,
+    scratch: Path | None,
+) -> GgufStage:
+    """A stage with room for `kv_tokens`, or as many as fit. Raises NoCapacity when none do."""
+    weights = slice_bytes(checkpoint, layers)
+    room = max(0, memory_bytes - weights) // (checkpoint.kv_bytes_per_token * len(layers))
+    config = page_config(min(room, kv_tokens), page_tokens)
+    if config.pages < 1:
+        raise NoCapacity(
+            f"layers {layers} of {checkpoint.name} leave no room for a KV cache: "
+            f"{readable_bytes(weights)} of weights in {readable_bytes(memory_bytes)}",
+            hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
+        )
+    return GgufStage(checkpoint, layers, config, scratch=scratch)
 
 
 class GgufStage:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
 from ..errors import ModelNotFound, ShoalError
-from .checkpoint import BUILTIN, Checkpoint, is_hub_id, open_checkpoint
+from ..units import ModelId
+from .checkpoint import (
+    BUILTIN,
+    GGUF,
+    Checkpoint,
+    is_hub_id,
+    open_checkpoint,
+    open_without_weights,
+)
 from .hub import is_cached
 from .text import Tokenizer
 
@@ -21,7 +28,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._open: dict[str, Checkpoint] = {}
         self._absent: set[str] = set()
-        self._tokenizers: dict[Path, Tokenizer] = {}
+        self._tokenizers: dict[ModelId, Tokenizer] = {}
 
     def add(self, name_or_path: str) -> Checkpoint:
         """What our own user asked for: a folder, a hub id (downloaded when needed) or the built-in
@@ -33,13 +40,19 @@ class Catalogue:
             self.tokenizer(checkpoint)
         return checkpoint
 
+    def add_without_weights(self, name_or_path: str) -> Checkpoint:
+        """The same where another engine computes. Raises UnsupportedModel without a tokenizer."""
+        checkpoint = self._keep(open_without_weights(name_or_path))
+        self.tokenizer(checkpoint)
+        return checkpoint
+
     def get(self, name: str) -> Checkpoint | None:
         """The checkpoint of this name if it was opened already: no file is touched."""
         return self._open.get(name)
 
     def known(self, name: str) -> Checkpoint | None:
         """The checkpoint of this name when its files are here, else None. Call it in a thread."""
-        if name not in self._open and name not in self._absent:
+        if name not in self._open and name not in self._absent and not name.endswith(GGUF):
             try:
                 if name != BUILTIN and not (is_hub_id(name) and is_cached(name)):
                     raise ModelNotFound(f"{name} is not on this machine")
@@ -59,7 +72,7 @@ class Catalogue:
 
     def tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
         """Raises UnsupportedModel when the checkpoint has none that we can read."""
-        folder = checkpoint.folder
-        if folder not in self._tokenizers:
-            self._tokenizers[folder] = Tokenizer.open(folder)
-        return self._tokenizers[folder]
+        model = checkpoint.model_id
+        if model not in self._tokenizers:
+            self._tokenizers[model] = checkpoint.open_tokenizer()
+        return self._tokenizers[model]

@@ -25,11 +25,13 @@ from . import hub
 from .published import Layout, Plain, architecture, described, layouts_of, plain_tensors
 from .safetensors_header import TensorInfo, damaged, read_header
 from .sizes import Counts, count
+from .text import Tokenizer
 
 BUILTIN = "shoal-tiny"
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+GGUF = ".gguf"
 MAX_JSON_BYTES = 64 << 20
 SAMPLED_TENSORS = 512  # how many tensors the fingerprint looks into
 SAMPLED_BYTES = 256
@@ -162,6 +164,10 @@ class Checkpoint:
                 sizes[layer] += info.bytes
         return sizes
 
+    def open_tokenizer(self) -> Tokenizer:
+        """Raises UnsupportedModel when there is none that we can read."""
+        return Tokenizer.open(self.folder)
+
     def ensure_files(self, layers: Slice) -> None:
         """Download what these layers need and the cache lacks. Raises ModelNotFound when it cannot
         be had.
@@ -209,15 +215,37 @@ def open_checkpoint(name: str, *, download: bool = True) -> Checkpoint:
     if name == BUILTIN:
         return _open_folder(BUILTIN_FOLDER, name)
     folder = Path(name).expanduser()
+    if name.endswith(GGUF) and folder.is_file():
+        from .gguf_checkpoint import open_gguf
+
+        return open_gguf(folder.resolve())
     if folder.is_dir():
         return _open_folder(folder.resolve(), folder.resolve().name)
     if is_hub_id(name):
         return _open_hub(name, download=download)
     raise ModelNotFound(
         f"there is no model {name!r}",
-        hint=f"give a folder with config.json and safetensors files, a hub id such as "
+        hint="give a folder with config.json and safetensors files, a .gguf file, a hub id such as "
         f"HuggingFaceTB/SmolLM2-135M-Instruct, or {BUILTIN}",
     )
+
+
+def open_without_weights(name: str) -> Checkpoint:
+    """The same for whoever lets another engine compute: a folder needs no weights, and a GGUF file
+    may be of any family.
+    """
+    folder = Path(name).expanduser().resolve()
+    if name.endswith(GGUF) and folder.is_file():
+        from .gguf_checkpoint import open_gguf
+
+        return open_gguf(folder, any_family=True)
+    try:
+        return open_checkpoint(name)
+    except ModelNotFound:
+        if not (folder / "config.json").is_file():
+            raise
+    config = _read_config(folder, folder.name)
+    return Checkpoint(folder.name, folder, config, {}, _Fingerprint(config, folder).model_id)
 
 
 def _open_folder(folder: Path, name: str) -> Checkpoint:

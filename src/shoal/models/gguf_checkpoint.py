@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import InvalidRequest, UnsupportedModel
 from ..units import ModelId, Slice
-from .checkpoint import SAMPLED_BYTES, SAMPLED_TENSORS, Checkpoint
+from .checkpoint import GGUF, SAMPLED_BYTES, SAMPLED_TENSORS, Checkpoint
 from .gguf_file import (
     GgufFile,
     GgufTensor,
@@ -31,7 +29,6 @@ from .gguf_text import gguf_tokenizer
 from .safetensors_header import TensorInfo
 from .text import Tokenizer
 
-SUFFIX = ".gguf"
 FAMILIES = ("llama", "qwen2", "qwen3")  # tests/engine/test_gguf.py proves each
 EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
 HOUSE_NAMES = {
@@ -54,8 +51,13 @@ class GgufCheckpoint(Checkpoint):
         assert self.file is not None  # noqa: S101 - a default only because the fields before have one
         return self.file
 
-    def open_tokenizer(self, now: Callable[[], datetime] = datetime.now) -> Tokenizer:
-        return gguf_tokenizer(self.gguf, now)
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of one layer, in llama.cpp's cache of f16."""
+        return int(2 * 2 * self.config["num_key_value_heads"] * self.config["head_dim"])
+
+    def open_tokenizer(self) -> Tokenizer:
+        return gguf_tokenizer(self.gguf)
 
     def ensure_files(self, layers: Slice) -> None:
         """There is one file, and it is here."""
@@ -109,23 +111,23 @@ class GgufCheckpoint(Checkpoint):
         ]
 
 
-def is_gguf(name: str) -> bool:
-    return name.endswith(SUFFIX)
+def open_gguf(path: Path, *, any_family: bool = False) -> GgufCheckpoint:
+    """With `any_family` it may be one that cannot be sliced here: another engine computes it.
 
-
-def open_gguf(path: Path) -> GgufCheckpoint:
-    """Raises ModelNotFound when there is no file, UnsupportedModel when it is not one for us."""
+    Raises ModelNotFound when there is no file, UnsupportedModel when it is not one for us.
+    """
     file = read_gguf(path)
-    name = path.name.removesuffix(SUFFIX)
-    config = _config(file, name)
+    name = path.name.removesuffix(GGUF)
+    config = _config(file, name, any_family=any_family)
     tensors = {_house_name(key): _info(tensor) for key, tensor in file.tensors.items()}
-    _check_layers(file, name, int(config["num_hidden_layers"]))
+    if not any_family:
+        _check_layers(file, name, int(config["num_hidden_layers"]))
     return GgufCheckpoint(name, path.parent, config, tensors, _fingerprint(file), file=file)
 
 
-def _config(file: GgufFile, name: str) -> dict[str, Any]:
+def _config(file: GgufFile, name: str, *, any_family: bool) -> dict[str, Any]:
     family = file.entries.get("general.architecture")
-    if family not in FAMILIES:
+    if family not in FAMILIES and not any_family:
         raise UnsupportedModel(
             f"{name} is of the family {str(family)[:40]!r}; as GGUF only {', '.join(FAMILIES)} are "
             "known to survive slicing",
