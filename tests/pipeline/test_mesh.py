@@ -14,13 +14,13 @@ import pytest
 from shoal.engine.request import Sampling
 from shoal.engine.thread import EngineThread
 from shoal.errors import InvalidRequest, NoRoute, StageLost
-from shoal.events import Event
+from shoal.events import Event, PrefixMatched, SessionPreempted
 from shoal.identity import Identity
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
 from shoal.pipeline import Pipeline, Plan, Request, Serving, ServingConfig, Stop, Stream
 from shoal.transport import Contact, Links, MemoryConfig, MemoryNetwork
-from shoal.units import NodeId, Slice
+from shoal.units import NodeId, Quant, Slice
 from tests.models.families import DENSE
 
 pytestmark = pytest.mark.anyio
@@ -37,10 +37,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 class Member:
-    def __init__(self, identity: Identity, links: Links, pipeline: Pipeline, serving: Serving):
+    def __init__(
+        self,
+        identity: Identity,
+        links: Links,
+        pipeline: Pipeline,
+        serving: Serving,
+        events: list[Event],
+    ) -> None:
         self.id: NodeId = identity.node
         self.links, self.pipeline, self.serving = links, pipeline, serving
-        self.events: list[Event] = []
+        self.events = events
 
     @property
     def used(self) -> float:
@@ -73,11 +80,17 @@ class Mesh:
 
 
 async def add_member(
-    mesh: Mesh, stack: AsyncExitStack, checkpoint: Checkpoint, layers: Slice | None, kv_tokens: int
+    mesh: Mesh,
+    stack: AsyncExitStack,
+    checkpoint: Checkpoint,
+    layers: Slice | None,
+    kv_tokens: int,
+    quant: Quant,
 ) -> Member:
+    events: list[Event] = []
     identity = Identity.from_secret(bytes([len(mesh.members) + 1]) * 32)
     links = Links(identity, [mesh.network.carrier(identity)], resolve=mesh.contacts.get)
-    pipeline = Pipeline(links, mesh.plan, emit=lambda event: None, clock=time.monotonic)
+    pipeline = Pipeline(links, mesh.plan, emit=events.append, clock=time.monotonic)
     thread = await stack.enter_async_context(EngineThread(1))
     await stack.enter_async_context(pipeline)
     await stack.enter_async_context(links)
@@ -86,33 +99,33 @@ async def add_member(
         pipeline,
         links,
         thread,
-        ServingConfig(memory_bytes=1 << 28, kv_tokens=kv_tokens),
-        emit=lambda event: None,
+        ServingConfig(memory_bytes=1 << 28, kv_tokens=kv_tokens, quant=quant),
+        emit=events.append,
         clock=time.monotonic,
         changed=lambda: None,
     )
     mesh.contacts[identity.node] = Contact(identity.node, identity.transport_key, links.addresses)
     if layers:
         await serving.serve(checkpoint, layers, 0.001, pinned=True)
-    member = Member(identity, links, pipeline, serving)
+    member = Member(identity, links, pipeline, serving, events)
     mesh.members.append(member)
     return member
 
 
 @asynccontextmanager
 async def mesh_of(
-    checkpoint: Checkpoint, *slices: str, kv_tokens: int = 512
+    checkpoint: Checkpoint, *slices: str, kv_tokens: int = 512, quant: Quant = "none"
 ) -> AsyncIterator[Mesh]:
     mesh = Mesh()
     async with AsyncExitStack() as stack:
         for layers in slices:
             held = Slice.parse(layers) if layers else None
-            await add_member(mesh, stack, checkpoint, held, kv_tokens)
+            await add_member(mesh, stack, checkpoint, held, kv_tokens, quant)
         yield mesh
 
 
-def ask(member: Member, sampling: Sampling = GREEDY) -> Stream:
-    return member.pipeline.gateway.generate(Request("tiny", PROMPT, sampling))
+def ask(member: Member, sampling: Sampling = GREEDY, prompt: tuple[int, ...] = PROMPT) -> Stream:
+    return member.pipeline.gateway.generate(Request("tiny", prompt, sampling))
 
 
 async def tokens_of(stream: Stream) -> list[int]:
@@ -188,6 +201,34 @@ async def test_more_sessions_than_pages_queue_and_are_all_answered(checkpoint: C
         streams = [ask(member) for member in mesh.members for _ in range(5)]
         answers = await asyncio.gather(*map(tokens_of, streams))
         assert answers == [await unsplit(checkpoint)] * len(streams)
+
+
+async def test_in_the_exact_class_a_turn_over_kept_pages_is_that_of_the_whole_compute(
+    checkpoint: Checkpoint,
+) -> None:
+    prompt = tuple(range(7, 60))
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4", quant="int8") as mesh:
+        member = mesh.members[1]
+        turn = (*prompt, *await tokens_of(ask(member, prompt=prompt)), 4, 5, 6)
+        await until(lambda: not any(each.used for each in mesh.members))
+        answer = await tokens_of(ask(member, prompt=turn))
+        for each in mesh.members:
+            matched = [event for event in each.events if isinstance(event, PrefixMatched)]
+            assert [event.hit_tokens for event in matched] == [0, 64]  # of 53 + 24 - 1, and 80
+    async with mesh_of(checkpoint, "0:4", quant="int8") as fresh:
+        assert answer == await tokens_of(ask(fresh.members[0], prompt=turn))
+
+
+async def test_streams_pause_for_older_ones_when_pages_run_out_and_lose_nothing(
+    checkpoint: Checkpoint,
+) -> None:
+    long = Sampling(temperature=0, max_tokens=100)
+    async with mesh_of(checkpoint, "0:1", "1:4", kv_tokens=192) as mesh:
+        streams = [ask(member, long) for member in mesh.members]
+        answers = await asyncio.gather(*map(tokens_of, streams))
+        assert {len(answer) for answer in answers} == {100}
+        assert any(isinstance(e, SessionPreempted) for each in mesh.members for e in each.events)
+        await until(lambda: not any(member.used for member in mesh.members))
 
 
 async def test_a_stage_taken_out_of_service_hands_its_sessions_on(checkpoint: Checkpoint) -> None:
