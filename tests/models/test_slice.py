@@ -32,8 +32,8 @@ def test_a_slice_holds_its_layers_and_nothing_of_the_others(
 ) -> None:
     checkpoint = open_checkpoint(str(folder_of(family)))
     model = load_slice(checkpoint, Slice(1, 3))
-    own = checkpoint.slice_bytes(Slice(1, 3)) // 4
-    assert sum(x.numel() for x in model.model.state_dict().values()) == own
+    own = checkpoint.slice_bytes(Slice(1, 3))
+    assert own <= model.nbytes < own * 1.01  # rotary frequencies are computed, not stored
     kinds = [isinstance(layer, PassThrough) for layer in model.model.model.layers]
     assert kinds == [True, False, False, True]
     assert (model.first, model.last, model.training) == (False, False, False)
