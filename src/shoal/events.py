@@ -59,6 +59,16 @@ class StageChanged(msgspec.Struct, frozen=True, tag=True):
     state: str
 
 
+class BackendChanged(msgspec.Struct, frozen=True, tag=True):
+    """The engine of another make behind our stage: which it is and how it is spoken to; whether it
+    answers.
+    """
+
+    model: ModelId
+    name: str
+    answers: bool
+
+
 class StepDone(msgspec.Struct, frozen=True, tag=True):
     """One ragged forward on this node."""
 
@@ -137,6 +147,7 @@ Event = (
     | LinkLost
     | PeerFault
     | StageChanged
+    | BackendChanged
     | StepDone
     | DraftsVerified
     | PagesChanged

@@ -33,7 +33,6 @@ from .llama_library import (
     LlamaSlice,
     llama_library,
 )
-from .prefix import PrefixPool
 from .request import Sampled
 from .rows import Row
 from .sampling import verify
@@ -44,13 +43,6 @@ MAX_SEQUENCES = 256  # of llama.cpp
 BATCH_TOKENS = 1024  # a step has fewer: 512 of prompts, and a draft for each of 64 sessions
 
 Forget = Callable[[int, int], None]  # a sequence, and the position from which on
-
-
-class UnsharedPool(PrefixPool):
-    """Pages of sequences that llama.cpp keeps: nobody else can find them again."""
-
-    def name(self, owner: str, digest: bytes, page: int) -> None:
-        """Passed over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from .pages import PagePool
 
+PAGE_TOKENS = 16  # where nobody says otherwise
 DIGEST_BYTES = 16
 
 
@@ -143,3 +144,10 @@ class PrefixPool:
     def _forget(self, page: int) -> None:
         del self._named[self._names.pop(page)]
         self._pool.free([page])
+
+
+class UnsharedPool(PrefixPool):
+    """Pages of an engine that keeps each sequence to itself: nobody finds them again."""
+
+    def name(self, owner: str, digest: bytes, page: int) -> None:
+        """Passed over."""

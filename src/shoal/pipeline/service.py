@@ -10,6 +10,7 @@ from ..errors import LinkClosed, Overloaded
 from ..events import Emit
 from ..transport import Bytes, Frame, Links
 from ..units import NodeId
+from .fronted import FrontedWorker
 from .gateway import Gateway, Planner
 from .generation import GenerationConfig
 from .messages import (
@@ -28,6 +29,8 @@ from .messages import (
 )
 from .worker import StageKey, StageWorker
 
+Worker = StageWorker | FrontedWorker
+
 
 class Pipeline:
     """Owns the tasks of its workers; `async with` it. Frames on the pipeline's channel are its
@@ -45,7 +48,7 @@ class Pipeline:
     ) -> None:
         self._links = links
         self._tasks = asyncio.TaskGroup()
-        self._workers: dict[StageKey, tuple[StageWorker, asyncio.Task[None]]] = {}
+        self._workers: dict[StageKey, tuple[Worker, asyncio.Task[None]]] = {}
         self.gateway = Gateway(links, planner, emit=emit, clock=clock, config=config)
 
     async def __aenter__(self) -> Self:
@@ -62,10 +65,10 @@ class Pipeline:
     # ---- stages of this node
 
     @property
-    def workers(self) -> list[StageWorker]:
+    def workers(self) -> list[Worker]:
         return [worker for worker, _ in self._workers.values()]
 
-    def serve(self, worker: StageWorker) -> None:
+    def serve(self, worker: Worker) -> None:
         self._workers[worker.key] = (worker, self._tasks.create_task(worker.run()))
 
     def stop(self, key: StageKey) -> None:

@@ -9,30 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
 from ..engine.batcher import BatcherConfig
-from ..engine.prefix import PrefixPool
+from ..engine.prefix import PrefixPool, UnsharedPool
 from ..engine.rows import Row
+from ..engine.served import Engine
 from ..errors import EngineMissing, InvalidRequest, NoCapacity, ShoalError
-from ..events import Emit, StageChanged
+from ..events import BackendChanged, Emit, StageChanged
 from ..models.checkpoint import Checkpoint
+from ..models.gguf_checkpoint import GgufCheckpoint
 from ..transport import FrameLimits, Links
-from ..units import NodeId, SessionId, Slice, readable_bytes
+from ..units import ModelId, NodeId, Quant, SessionId, Slice, readable_bytes
+from .fronted import FrontedWorker
+from .fronted_sessions import FrontedSessions, Slots
 from .service import Pipeline
 from .stage import StageSessions, StageSessionsConfig
 from .worker import StageKey, StageWorker
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from ..engine.gguf import GgufStage
     from ..engine.sampling import Samplers
     from ..engine.stage import Stage
     from ..engine.thread import EngineThread
 
-Compute = Literal["f32", "bf16", "f16", "int8"]
+Compute = Literal["f32", "bf16", "f16", "int8", "int4", "gguf", "served"]
 WARM_UP_STEPS = 3
 
 
@@ -43,9 +47,10 @@ class ServingConfig:
     max_contexts: int = 16
     page_tokens: int = 16
     dtype: str | None = None  # None = the checkpoint's own
-    quant: Literal["none", "int8"] = "none"
+    quant: Quant = "none"
     device: str = "cpu"
     proofs_dir: Path | None = None
+    scratch_dir: Path | None = None  # for files that are gone once they are read
     gateway_share: float = 1.0  # of our sessions and pages that one other node may have
 
 
@@ -59,12 +64,18 @@ class Served:
     state: Literal["joining", "serving", "draining"]
     layer_seconds: float
     pinned: bool
-    worker: StageWorker | None = None
+    worker: StageWorker | FrontedWorker | None = None
 
 
 def compute_class(checkpoint: Checkpoint, config: ServingConfig) -> Compute:
-    """Stages work together only when they compute in the same class."""
-    return "int8" if config.quant == "int8" else cast(Compute, config.dtype or checkpoint.dtype)
+    """Stages work together only when they compute in the same class. What llama.cpp computes is one
+    of its own, whatever its weights are packed in: another packing is another model.
+    """
+    if isinstance(checkpoint, GgufCheckpoint):
+        return "gguf"
+    return (
+        cast(Compute, config.dtype or checkpoint.dtype) if config.quant == "none" else config.quant
+    )
 
 
 def import_engine() -> None:
@@ -80,16 +91,18 @@ def import_engine() -> None:
     del prove, sampling, stage, slices
 
 
-def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> Stage:
+def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> Stage | GgufStage:
     """Prove the family, read the slice's bytes, set its pages aside."""
     import_engine()
+    if isinstance(checkpoint, GgufCheckpoint):
+        return _load_gguf(checkpoint, layers, config)
     from ..engine.prove import prove
     from ..engine.stage import Stage, StageConfig, pages_for
     from ..models.slice import load_slice
 
     prove(checkpoint, config.proofs_dir)
     model = load_slice(checkpoint, layers, config.dtype, config.quant, config.device)
-    weights = weight_bytes(model)
+    weights = model.nbytes
     pages = pages_for(model, max(0, config.memory_bytes - weights), config.page_tokens)
     wanted = config.kv_tokens or config.max_contexts * checkpoint.context_length
     pages = min(pages, -(-wanted // config.page_tokens))
@@ -102,23 +115,35 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
     return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages))
 
 
+def _load_gguf(checkpoint: GgufCheckpoint, layers: Slice, config: ServingConfig) -> GgufStage:
+    from ..engine.gguf import load_gguf_stage
+
+    return load_gguf_stage(
+        checkpoint,
+        layers,
+        memory_bytes=config.memory_bytes,
+        kv_tokens=config.kv_tokens or config.max_contexts * checkpoint.context_length,
+        page_tokens=config.page_tokens,
+        scratch=config.scratch_dir,
+    )
+
+
 def make_samplers(checkpoint: Checkpoint, layers: Slice) -> Samplers:
     """Only a last stage is asked for any. Reads the tokenizer: up to a second for a large one."""
     from ..engine.grammar import Grammars
     from ..engine.sampling import Samplers
-    from ..models.text import Tokenizer
 
     if layers.stop != checkpoint.layers:
         return Samplers(InvalidRequest(f"layers {layers} choose no tokens"))
     try:
-        return Samplers(Grammars.of(Tokenizer.open(checkpoint.folder), checkpoint.vocab_size))
+        return Samplers(Grammars.of(checkpoint.open_tokenizer(), checkpoint.vocab_size))
     except InvalidRequest as error:
         return Samplers(error)
     except ShoalError as error:  # layers can be served without a tokenizer
         return Samplers(InvalidRequest(error.message))
 
 
-def step_tokens(stage: Stage) -> int:
+def step_tokens(stage: Stage | GgufStage) -> int:
     """Prompt tokens of one step: as many as fit into one frame beside a row for each session."""
     row_bytes = stage.model.hidden_size * stage.model.dtype.itemsize
     usual = BatcherConfig()
@@ -126,11 +151,7 @@ def step_tokens(stage: Stage) -> int:
     return max(1, min(usual.max_tokens, fit))
 
 
-def weight_bytes(model: nn.Module) -> int:
-    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-
-
-def warm_up(stage: Stage, clock: Callable[[], float]) -> float:
+def warm_up(stage: Stage | GgufStage, clock: Callable[[], float]) -> float:
     """Seconds of a step with one token, the best of a few: the first ones compile kernels."""
     import torch
 
@@ -202,6 +223,41 @@ class Serving:
         measured = step_seconds / len(layers)
         self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))
 
+    async def front(self, checkpoint: Checkpoint, engine: Engine, slots: int) -> None:
+        """Put the whole model into service, computed by `engine`, which was probed; `slots` 0 is as
+        many as it says itself. Raises BackendFailed.
+        """
+        probed, usual = engine.probed, checkpoint.context_length
+        places = Slots(slots or probed.slots, min(usual, probed.context or usual))
+        seconds = await engine.token_seconds(self._clock)
+        layers, model = checkpoint.whole, checkpoint.model_id
+        worker = FrontedWorker(
+            StageKey(model, "served", layers),
+            FrontedSessions(
+                self._me,
+                checkpoint.vocab_size,
+                places,
+                engine.refuses,
+                self._config.gateway_share,
+            ),
+            engine,
+            links=self._links,
+            clock=self._clock,
+            changed=partial(self._backend_changed, model),
+        )
+        self._pipeline.serve(worker)
+        measured = seconds / len(layers)
+        self._put(Served(checkpoint, layers, "served", "serving", measured, True, worker))
+        self._emit(BackendChanged(model, engine.name, True))
+
+    def _backend_changed(self, model: ModelId, answers: bool) -> None:
+        """Its sessions were told already; the mesh is, by what we announce."""
+        served = self._served.get(model)
+        if served is None or not isinstance(served.worker, FrontedWorker):
+            return
+        self._put(replace(served, state="draining" if served.worker.draining else "serving"))
+        self._emit(BackendChanged(model, served.worker.backend, answers))
+
     def drain(self) -> None:
         """Take no new sessions; those that run go on."""
         for served in self.slices:
@@ -213,7 +269,7 @@ class Serving:
         for model in list(self._served):
             self._give_up(model)
 
-    def stages(self) -> list[tuple[StageOffer, StageWorker | None]]:
+    def stages(self) -> list[tuple[StageOffer, StageWorker | FrontedWorker | None]]:
         return [(self._offer(served), served.worker) for served in self.slices]
 
     def offers(self) -> tuple[StageOffer, ...]:
@@ -224,23 +280,24 @@ class Serving:
         checkpoint: Checkpoint,
         layers: Slice,
         compute: Compute,
-        stage: Stage,
+        stage: Stage | GgufStage,
         samplers: Samplers,
     ) -> StageWorker:
+        pool = UnsharedPool if isinstance(checkpoint, GgufCheckpoint) else PrefixPool
         sessions = StageSessions(
             me=self._me,
             first=layers.start == 0,
             last=layers.stop == checkpoint.layers,
             vocab_size=checkpoint.vocab_size,
             context_length=checkpoint.context_length,
-            pool=PrefixPool(stage.config.pages, stage.config.page_size),
+            pool=pool(stage.config.pages, stage.config.page_size),
             make_sampler=samplers,
             config=StageSessionsConfig(gateway_share=self._config.gateway_share),
         )
         return StageWorker(
             StageKey(checkpoint.model_id, compute, layers),
             sessions,
-            stage,
+            cast("Stage", stage),  # a GgufStage has its surface
             thread=self._thread,
             links=self._links,
             emit=self._emit,

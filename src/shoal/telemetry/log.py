@@ -7,6 +7,7 @@ import sys
 from typing import TextIO
 
 from ..events import (
+    BackendChanged,
     Event,
     LinkLost,
     LinkUp,
@@ -52,6 +53,9 @@ def line_of(event: Event) -> Line | None:
         case StageChanged(model, layers, state):
             level = logging.ERROR if state == "failed" else logging.INFO
             return level, f"stage    {model} layers {layers}: {state}"
+        case BackendChanged(_, name, answers):
+            level = logging.INFO if answers else logging.WARNING
+            return level, f"backend  {name}: {'answers' if answers else 'does not answer'}"
         case RequestStarted() | RouteTaken() | RequestDone():
             return _request_line(event)
         case _:

@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..events import (
+    BackendChanged,
     DraftsVerified,
     Event,
     FirstToken,
@@ -58,6 +59,8 @@ class Metrics:
                 self._pages.listen(event)
             case RequestStarted() | FirstToken() | RouteTaken() | RequestDone():
                 self._requests.listen(event)
+            case BackendChanged():
+                pass  # its stage is counted
             case _:
                 self._mesh.listen(event)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 from ...models.text import Tokenizer
 from ..request import Sampled, Sampling
 from .client import EngineClient
 from .dialect import Job
-from .probe import Probed, probe
+from .probe import SAMPLE, Probed, probe
+
+MEASURED_TOKENS = 8
 
 
 class Engine:
@@ -37,6 +40,16 @@ class Engine:
     async def alive(self) -> None:
         """Raises BackendFailed when it is not."""
         await self._client.ask("v1/models")
+
+    async def token_seconds(self, clock: Callable[[], float]) -> float:
+        """Of one token after the first, when nothing else is to be done. Raises BackendFailed."""
+        prompt = self._tokenizer.encode(SAMPLE, add_special=False)
+        times = []
+        job = Job(prompt, (), Sampling(temperature=0.0, max_tokens=MEASURED_TOKENS))
+        async with aclosing(self.generate(job)) as pieces:
+            async for tokens in pieces:
+                times += [clock()] * len(tokens)
+        return max(0.0, times[-1] - times[0]) / max(1, len(times) - 1)
 
     def refuses(self, sampling: Sampling) -> str:
         return self.probed.dialect.refuses(sampling)
