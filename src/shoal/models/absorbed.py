@@ -54,15 +54,15 @@ class Absorbed(nn.Module):
         return sum(getattr(part, "nbytes", 0) for part in (self._queries, self._values))
 
 
-class FloatHeads:
+class FloatHeads(nn.Module):
     """weight (H, outputs, inputs), in the type it has."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight = weight.transpose(1, 2)
-        self.nbytes = weight.nbytes
+        super().__init__()
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
 
-    def __call__(self, x_HTK: Tensor) -> Tensor:
-        return torch.matmul(x_HTK, self._weight)
+    def forward(self, x_HTK: Tensor) -> Tensor:
+        return torch.matmul(x_HTK, self.weight.transpose(1, 2))
 
 
 class ExactHeads:

@@ -2,7 +2,7 @@
 
 Only families whose layers are known to be nothing else than `exact/layer.py` are read so; each is
 compared with transformers' own forward by tests/models/test_dense.py. All others run through their
-own modules, with exact linears and attention.
+own modules, with exact parts in them (`parts.py`).
 """
 
 from __future__ import annotations
