@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import jsonschema
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engine.grammar import Grammars, Tool, ToolRules
+from shoal.engine.grammar import COMPILED_GRAMMARS, Grammars, Tool, ToolRules
 from shoal.engine.request import (
     MAX_BIASED_TOKENS,
     MAX_GRAMMAR_BYTES,
@@ -20,7 +21,7 @@ from shoal.engine.request import (
     Sampling,
 )
 from shoal.engine.sampling import Samplers, SamplerState, sample, verify
-from shoal.errors import InvalidRequest
+from shoal.errors import InvalidRequest, Overloaded
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.text import Tokenizer
 from shoal.transport import FrameLimits
@@ -237,6 +238,34 @@ def test_a_grammar_is_bounded_in_size_whoever_sends_it() -> None:
     raw = msgspec.msgpack.encode({"kind": "json_schema", "text": "\u00e9" * MAX_GRAMMAR_BYTES})
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(raw, type=Grammar)
+
+
+def test_who_does_not_wait_for_a_compilation_finds_it_done_the_next_time() -> None:
+    slow, allow = Grammars.of_bytes(), threading.Event()
+    compile_now = slow._compile
+    slow._compile = lambda *all: allow.wait() and compile_now(*all)  # type: ignore[method-assign]
+    one, other = schema({"const": 1}), schema({"const": 2})
+    with pytest.raises(Overloaded, match="longer"):
+        slow.matcher(one, patience_s=0)
+    with pytest.raises(Overloaded, match="longer"):
+        slow.matcher(other, patience_s=0)
+    with pytest.raises(Overloaded, match="too many"):
+        slow.matcher(schema({"const": 3}), patience_s=0)
+    allow.set()
+    for _ in range(2):
+        assert slow._compilers.acquire(timeout=5)
+    assert slow.matcher(one, patience_s=0).allowed()
+    assert slow.matcher(other, patience_s=0).allowed()
+
+
+def test_grammars_that_nobody_asks_for_are_forgotten() -> None:
+    fresh = Grammars.of_bytes()
+    for number in range(COMPILED_GRAMMARS + 5):
+        fresh.matcher(schema({"const": number}), patience_s=2)
+        fresh.matcher(schema({"const": 0}), patience_s=2)
+    assert len(fresh._compiled) == COMPILED_GRAMMARS
+    assert schema({"const": 0}) in fresh._compiled
+    assert schema({"const": 1}) not in fresh._compiled
 
 
 def test_the_largest_settings_fit_into_a_header_of_a_frame() -> None:

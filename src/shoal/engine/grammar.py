@@ -139,43 +139,51 @@ class Grammars:
 
     def matcher(self, grammar: Grammar, patience_s: float) -> Matcher:
         """At the beginning of a text. Raises InvalidRequest that says what is wrong with `grammar`,
-        or Overloaded while others are being compiled.
+        or Overloaded when it is not compiled in time: it may be at the next try.
         """
+        known = self._known(grammar) or self._compile_within(patience_s, grammar)
         with self._lock:
-            known = self._compiled.get(grammar)
-            if known is not None:
-                self._compiled.move_to_end(grammar)
-        if known is None:
-            known = self._compile_within(patience_s, grammar)
-            with self._lock:
-                self._compiled[grammar] = known
-                while len(self._compiled) > COMPILED_GRAMMARS:
-                    self._compiled.popitem(last=False)
-        return Matcher(known.deep_copy(), self._eos_ids)
+            return Matcher(known.deep_copy(), self._eos_ids)
+
+    def _known(self, grammar: Grammar) -> LLMatcher | None:
+        with self._lock:
+            if grammar not in self._compiled:
+                return None
+            self._compiled.move_to_end(grammar)
+            return self._compiled[grammar]
+
+    def _keep(self, grammar: Grammar, compiled: LLMatcher) -> None:
+        with self._lock:
+            self._compiled[grammar] = compiled
+            while len(self._compiled) > COMPILED_GRAMMARS:
+                self._compiled.popitem(last=False)
 
     def _compile_within(self, patience_s: float, grammar: Grammar) -> LLMatcher:
         """In a thread that may be left behind: the library cannot be interrupted."""
         source = _source(grammar, self._has_tokens)
         if not self._compilers.acquire(timeout=patience_s):
-            raise Overloaded("too many grammars are being compiled", hint="ask again in a moment")
+            raise Overloaded("too many schemas are being compiled", hint="ask again in a moment")
         made: list[LLMatcher] = []
-        thread = threading.Thread(target=self._compile, args=(source, made), daemon=True)
+        arguments = (grammar, source, made)
+        thread = threading.Thread(target=self._compile, args=arguments, daemon=True)
         thread.start()
         thread.join(patience_s)
         if not made:
-            raise InvalidRequest(
+            raise Overloaded(
                 f"the schema takes longer than {patience_s:g} s to compile",
-                hint="make it smaller or plainer",
+                hint="ask again in a moment, or make it smaller or plainer",
             )
         if made[0].is_error():
             raise InvalidRequest(f"the schema cannot be used: {_short(made[0].get_error())}")
         return made[0]
 
-    def _compile(self, source: str, made: list[LLMatcher]) -> None:
+    def _compile(self, grammar: Grammar, source: str, made: list[LLMatcher]) -> None:
         try:
             library = _library()
             limits: LLParserLimits = library.LLParserLimits(**_LIMITS)
             matcher = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+            if not matcher.is_error():
+                self._keep(grammar, matcher)
             made.append(matcher)
         finally:
             self._compilers.release()
