@@ -23,6 +23,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     native.load.cache_clear()
     monkeypatch.setattr(native, "BESIDE", tmp_path / "nowhere")
     monkeypatch.setattr("platformdirs.user_cache_path", lambda _: tmp_path)
+    monkeypatch.setattr(build, "variants", lambda _: build.PLAIN)  # a quarter of the time
     monkeypatch.delenv("SHOAL_KERNELS", raising=False)
     return tmp_path
 
@@ -71,6 +72,13 @@ def test_without_any_compiler_there_is_no_library(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(fresh))
     assert build.compiler() is None
+    assert native.load() is None
+
+
+def test_without_the_sources_there_is_no_library(
+    monkeypatch: pytest.MonkeyPatch, fresh: Path
+) -> None:
+    monkeypatch.setattr(build, "SOURCES", fresh / "stripped")
     assert native.load() is None
 
 

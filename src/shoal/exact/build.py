@@ -72,7 +72,7 @@ def variants(machine: str) -> dict[str, list[str]]:
 def fingerprint() -> str:
     """Names the library that these sources and flags make; compiled into it."""
     digest = hashlib.sha256(repr((COMMON, X86, ARM, PLAIN)).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted(SOURCES.glob("*")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -43,6 +43,7 @@ def _in_cache() -> Path:
     library, failure = folder / build.library_name(), folder / "failed"
     try:
         if not library.exists() and not failure.exists():
+            log.info("compiling the kernels, once on this machine")
             build.build(library)
     except build.BuildError as error:
         log.warning("computing without compiled kernels, several times slower: %s", error)

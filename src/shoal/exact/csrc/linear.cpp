@@ -12,7 +12,7 @@ namespace {
 
 constexpr int ROWS_AT_ONCE = 240;       // codes of so many rows stay in the second cache
 constexpr int INPUTS_AT_ONCE = 512;     // 16 KiB of weights stay in the first cache
-constexpr int CHUNKS_A_THREAD = 8;      // small enough that a late thread costs little
+constexpr int CHUNKS_A_THREAD = 16;     // small enough that a late thread costs little
 constexpr int LEAST_CHUNK = 1 << 18;    // products; less is not worth claiming
 
 int parts(int64_t total, int64_t size) { return int((total + size - 1) / size); }
@@ -25,9 +25,9 @@ struct Grid {
         const Linear& linear = *task.linear;
         const int M = task.end - task.begin;
         units = linear.kind == Kind::w16 ? linear.N : linear.panels();
-        row_blocks = parts(M, ROWS_AT_ONCE);
-        rows = row_blocks ? parts(parts(M, row_blocks), width) * width : 0;
-        row_blocks = M ? parts(M, rows) : 0;
+        const int blocks = std::max(1, parts(M, ROWS_AT_ONCE));
+        rows = std::max(1, std::min(ROWS_AT_ONCE, parts(parts(M, blocks), width) * width));
+        row_blocks = parts(M, rows);
         const int64_t work = int64_t(M) * linear.N * linear.inputs;
         const int64_t size = std::max<int64_t>(LEAST_CHUNK, work_all / (threads() * CHUNKS_A_THREAD));
         const int wanted = parts(work, size);

@@ -74,7 +74,7 @@ class Pool {
         wake();
         take_chunks();
         const auto finished = [&] { return done_.load(std::memory_order_acquire) == chunks; };
-        while (!spin(100, finished)) std::this_thread::yield();
+        while (!spin(10, finished)) std::this_thread::yield();
     }
 
   private:
