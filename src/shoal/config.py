@@ -87,6 +87,11 @@ class Folders:
         return self.cache / "proofs"
 
     @property
+    def scratch_dir(self) -> Path:
+        """Files that are read once and gone."""
+        return self.cache / "scratch"
+
+    @property
     def runtime_file(self) -> Path:
         """JSON about the node that runs now: its pid and the address of its API."""
         return self.state / "node.json"
@@ -114,6 +119,11 @@ class Settings:
     dtype: Literal["", "f32", "bf16", "f16"] = ""  # "" = the checkpoint's own
     quant: Quant = "none"
     draft: str = "ngram"  # who guesses tokens ahead: ngram, none, or a smaller model
+    backend: str = field(default="", repr=False)  # URL of an engine that computes for us
+    backend_key: str = field(default="", repr=False)  # that it wants; better in a file:
+    backend_key_file: str = ""
+    backend_model: str = ""  # what it calls the model
+    backend_slots: Count = 0  # sessions at a time; 0 = as many as it says
     threads: Count = 0  # of the engine; 0 = one a core
     kv_tokens: Count = 16384  # room for so many tokens, all sessions together
 

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..events import Event, NodeGone, NodeSeen, PeerFault, RelayChanged, StageChanged
+from ..events import (
+    BackendChanged,
+    Event,
+    NodeGone,
+    NodeSeen,
+    PeerFault,
+    RelayChanged,
+    StageChanged,
+)
 from ..units import ModelId, Slice
 from .output import check, note
 from .reports import NodeReport
@@ -61,6 +69,8 @@ class Board:
                 check(connected, "relay", url if connected else f"{url} is down, trying again")
             case StageChanged(model, layers, state):
                 self._stage(model, layers, state)
+            case BackendChanged(_, name, answers):
+                check(answers, "backend", name if answers else f"{name}: waiting for it")
             case PeerFault(node, code, _):
                 check(False, "dropped", f"{(node or 'a stranger')[:12]}: {code}")
 

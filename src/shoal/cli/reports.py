@@ -49,6 +49,7 @@ class OwnStage(msgspec.Struct, frozen=True):
     free_tokens: int = 0
     total_tokens: int = 0
     sessions: int = 0
+    backend: str = ""  # the engine of another make that computes it, and how it is spoken to
 
 
 class NodeReport(msgspec.Struct, frozen=True):

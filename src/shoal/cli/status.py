@@ -6,7 +6,7 @@ from ..units import readable_bytes
 from .client import connect, decoded
 from .options import Api, ApiKey, AsJson
 from .output import check, data, duration
-from .reports import Hardware, NodeReport, Relay
+from .reports import Hardware, NodeReport, OwnStage, Relay
 
 
 def status(api: Api = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
@@ -37,13 +37,17 @@ def lines(report: NodeReport) -> list[tuple[bool, str, str]]:
             (
                 stage.state == "serving",
                 "serving",
-                f"{stage.model_name} {stage.layers} · {stage.state}",
+                f"{stage.model_name} {stage.layers} · {stage.state}{behind(stage)}",
             )
             for stage in report.stages
         ],
         (True, "links", links),
         *[(False, "faults", f"{count} by {node[:12]}") for node, count in report.faults.items()],
     ]
+
+
+def behind(stage: OwnStage) -> str:
+    return f" · by {stage.backend}" if stage.backend else ""
 
 
 def mesh_name(report: NodeReport) -> str:

@@ -37,7 +37,8 @@ def up(
         typer.Option(metavar="URL", help="Nostr relay to meet at; may be given several times."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="M", help="Serve this: folder or Hugging Face id.")
+        str | None,
+        typer.Option(metavar="M", help="Serve this: folder, Hugging Face id or GGUF file."),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(metavar="A:B", help="Serve just these layers of it.")
@@ -45,6 +46,22 @@ def up(
     dtype: Dtype = None,
     quant: Quant = None,
     draft: Draft = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Let this server compute: vLLM, SGLang, llama.cpp or compatible."
+        ),
+    ] = None,
+    backend_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What that server calls the model.")
+    ] = None,
+    backend_slots: Annotated[
+        int | None, typer.Option(min=0, help="Sessions it gets at a time; 0 = as many as it says.")
+    ] = None,
+    backend_key_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Its key, if it wants one (or SHOAL_BACKEND_KEY)."),
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="60%|8GB", help="What the node may use at most.")
     ] = None,
@@ -94,6 +111,10 @@ def up(
         "dtype": dtype,
         "quant": quant,
         "draft": draft,
+        "backend": backend,
+        "backend_model": backend_model,
+        "backend_slots": backend_slots,
+        "backend_key_file": backend_key_file,
         "memory": memory,
         "threads": threads,
         "kv_tokens": kv_tokens,

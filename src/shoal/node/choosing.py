@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..bus import Announcement
 from ..models.checkpoint import Checkpoint
+from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.sizes import model_sizes
 from ..pipeline import ServingConfig
 from ..placement import Member, ModelShape, capacities, decide
@@ -17,7 +18,11 @@ KV_TOKENS = (
 
 
 def shape_of(checkpoint: Checkpoint, config: ServingConfig) -> ModelShape:
-    """The model's parts as they will lie in memory."""
+    """The model's parts as they will lie in memory: a GGUF file's as they lie on disk."""
+    if isinstance(checkpoint, GgufCheckpoint):
+        return ModelShape.measured(
+            checkpoint.layer_bytes, checkpoint.slice_bytes, checkpoint.kv_bytes_per_token
+        )
     sizes = model_sizes(checkpoint, config.quant, config.dtype)
     return ModelShape(sizes.layers, sizes.embedding, sizes.head, sizes.tied, sizes.kv_per_token)
 

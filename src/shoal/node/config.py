@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..config import Folders, Settings
 from ..errors import BadConfig, InvalidRequest
 from ..identity import Mesh, Ticket, load_or_create_secret
 from ..units import Quant, Slice
+from .fronting import BackendConfig, backend_config
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -34,6 +34,7 @@ class NodeConfig:
     dtype: str | None = None
     quant: Quant = "none"
     draft: str = "ngram"  # or "none", or a model
+    backend: BackendConfig | None = None
     threads: int = 0
     kv_tokens: int = 0
 
@@ -63,6 +64,11 @@ def node_config(
             f"{settings.quant} fixes the type of the hidden states: it is the checkpoint's own",
             hint="leave --dtype out, or use --quant none",
         )
+    if settings.model.endswith(".gguf") and (settings.dtype or settings.quant != "none"):
+        raise BadConfig(
+            "a GGUF file is computed in the types in which it is stored",
+            hint="leave --dtype and --quant out, or take another file of the model",
+        )
     return NodeConfig(
         folders=settings.folders,
         mesh=_mesh(settings, ticket, private),
@@ -83,6 +89,7 @@ def node_config(
         dtype=settings.dtype or None,
         quant=settings.quant,
         draft=settings.draft,
+        backend=backend_config(settings, serve=serve),
         threads=settings.threads,
         kv_tokens=settings.kv_tokens,
     )

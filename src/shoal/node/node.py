@@ -23,9 +23,10 @@ from ..bus.membership import Membership
 from ..bus.nostr import NostrBus
 from ..bus.relay import EmbeddedRelay
 from ..config import parse_memory
+from ..engine.served import Engine, EngineClient
 from ..engine.thread import EngineThread
-from ..errors import BadConfig, LinkClosed, NoCapacity, ShoalError
-from ..events import EventHub
+from ..errors import BackendFailed, BadConfig, LinkClosed, NoCapacity, ShoalError
+from ..events import BackendChanged, EventHub
 from ..hardware import detect, load_or_measure
 from ..identity import Ticket, load_or_create
 from ..models.catalogue import Catalogue
@@ -38,6 +39,7 @@ from . import report
 from .backend import MeshBackend
 from .choosing import choose
 from .config import NodeConfig
+from .fronting import BackendConfig, until_it_answers
 from .router import Router
 
 PUBLIC_SHARE = 0.75  # of our pages for one stranger: whoever comes next finds some
@@ -63,6 +65,7 @@ class Node:
         self._stack = AsyncExitStack()
         self._catalogue = Catalogue()
         self._doubtful: set[NodeId] = set()
+        self._backend: EngineClient
         self._model: Checkpoint | None = None  # the one we serve, or mean to
         self._chance = random.Random()
         self._view_changed = asyncio.Event()
@@ -91,7 +94,9 @@ class Node:
         self.capability = detect(gpus=False)  # the rest when torch is there
         self._offered_bytes = parse_memory(config.memory, self.capability.memory_bytes)
         self._thread = await stack.enter_async_context(EngineThread(config.threads or None))
-        if config.serve:  # seconds of work: begin at once
+        if config.backend is not None:
+            self._backend = await stack.enter_async_context(EngineClient(config.backend.address))
+        elif config.serve:  # seconds of work: begin at once
             importing = asyncio.ensure_future(self._thread.run(import_engine))
             stack.callback(importing.cancel)
             importing.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -171,6 +176,7 @@ class Node:
             dtype=config.dtype,
             quant=config.quant,
             proofs_dir=config.folders.proofs_dir,
+            scratch_dir=config.folders.scratch_dir,
             gateway_share=1.0 if config.mesh.is_private else PUBLIC_SHARE,
         )
 
@@ -305,9 +311,14 @@ class Node:
             software=f"shoal {__version__}",
             sequence=sequence,
             sent_at=int(time.time()),
-            offered_bytes=self._offered_bytes if self.config.serve else 0,
+            offered_bytes=self._offered_bytes if self._computes else 0,
             can_serve=(self._model.model_id,) if self._model else (),
         )
+
+    @property
+    def _computes(self) -> bool:
+        """Slices: behind an engine of another make there is nothing left for them."""
+        return self.config.serve and self.config.backend is None
 
     def _offers(self) -> Iterator[tuple[NodeId, StageOffer]]:
         for offer in self.serving.offers():
@@ -354,11 +365,31 @@ class Node:
             self._serving_done.exception()  # whoever waits gets it; without a waiter it is no news
             raise
         self._serving_done.set_result(None)
-        if self.config.serve and self.config.layers is None:
+        config = self.config
+        if config.serve and config.layers is None and config.backend is None:
             await self._follow_the_mesh()
+
+    async def _front(self, backend: BackendConfig) -> None:
+        """Put the engine behind us into service, as soon as it answers."""
+        add = self._catalogue.add_without_weights
+        self._model = await asyncio.to_thread(add, self.config.model)
+        tokenizer = self._catalogue.tokenizer(self._model)
+        engine = Engine(self._backend, tokenizer, backend.names(self._model))
+        model = self._model.model_id
+
+        def told(error: BackendFailed) -> None:
+            self.events.emit(BackendChanged(model, error.message, False))
+
+        while not self.serving.slices:
+            await until_it_answers(engine, told)
+            with contextlib.suppress(BackendFailed):  # gone again: wait anew
+                await self.serving.front(self._model, engine, backend.slots)
 
     async def _serve_first(self) -> None:
         config = self.config
+        if config.backend is not None:
+            await self._front(config.backend)
+            return
         if config.layers is None:
             measured = config.folders.capability_file
             self.capability = await self._thread.run(load_or_measure, measured)

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from ..bus import Announcement, StageOffer
-from ..pipeline import StageWorker
+from ..pipeline import FrontedWorker, StageWorker
 from ..placement import coverage, missing
 from ..units import ModelId, NodeId
 
 MAX_MODELS = 64  # strangers may announce models without end, and each costs its number of layers
 
 
-def stage_report(offer: StageOffer, worker: StageWorker | None) -> dict[str, Any]:
+def stage_report(offer: StageOffer, worker: StageWorker | FrontedWorker | None) -> dict[str, Any]:
     """One row of `shoal ps`. There is no worker before the slice is loaded."""
     return {
         "model": offer.model,
@@ -31,6 +31,7 @@ def stage_report(offer: StageOffer, worker: StageWorker | None) -> dict[str, Any
         "total_tokens": offer.total_tokens,
         "context_length": offer.context_length,
         "sessions": len(worker.sessions) if worker else 0,
+        "backend": worker.backend if isinstance(worker, FrontedWorker) else "",
     }
 
 

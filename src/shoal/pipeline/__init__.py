@@ -8,6 +8,7 @@ and `stage.py` are the stage's side of a session, `admission.py` says who gets p
 `messages.py`.
 """
 
+from .fronted import FrontedWorker, next_wait
 from .gateway import Gateway, Planner, Stream
 from .generation import ANY_TOKEN, GenerationConfig, Plan, Request, Stop
 from .service import Pipeline
@@ -16,6 +17,7 @@ from .worker import StageKey, StageWorker
 
 __all__ = [
     "ANY_TOKEN",
+    "FrontedWorker",
     "Gateway",
     "GenerationConfig",
     "Pipeline",
@@ -30,4 +32,5 @@ __all__ = [
     "Stop",
     "Stream",
     "import_engine",
+    "next_wait",
 ]
