@@ -44,6 +44,8 @@ class Bytes {
 enum class Kind { w8, w4, w16 };
 
 struct Linear {
+    virtual ~Linear() = default;  // made as shoal_linear
+
     Kind kind;
     int N, K;
     int inputs;        // K, padded to GROUP (w16: BLOCK16)
