@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from .errors import BadConfig
-from .units import Quant
+from .units import QuantChoice
 
 PREFIX = "SHOAL_"
 HOME_VARIABLE = "SHOAL_HOME"
@@ -117,7 +117,7 @@ class Settings:
     layers: str = ""  # START:STOP pins the slice by hand
     memory: str = "60%"  # of this machine's memory, or an amount such as 8GB
     dtype: Literal["", "f32", "bf16", "f16"] = ""  # "" = the checkpoint's own
-    quant: Quant = "none"
+    quant: QuantChoice = "auto"
     draft: str = "ngram"  # who guesses tokens ahead: ngram, none, or a smaller model
     backend: str = field(default="", repr=False)  # URL of an engine that computes for us
     backend_key: str = field(default="", repr=False)  # that it wants; better in a file:

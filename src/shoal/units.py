@@ -16,6 +16,7 @@ ModelId = NewType("ModelId", str)  # fingerprint of a checkpoint, 16 hex digits
 SessionId = NewType("SessionId", str)  # chosen by the gateway, 16 hex digits
 Seconds = NewType("Seconds", float)
 Quant = Literal["none", "int8", "int4"]  # how weights are kept; all but "none" compute exactly
+QuantChoice = Literal["auto", "none", "int8", "int4"]
 
 
 class Slice(msgspec.Struct, frozen=True, order=True, array_like=True):

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from shoal.bus import Announcement
 from shoal.identity import Identity
 from shoal.models.checkpoint import open_checkpoint
-from shoal.node.choosing import choose, shape_of
+from shoal.node.choosing import choose, compute_as, shape_of
 from shoal.pipeline import ServingConfig
 from shoal.units import Slice
 from tests.bus.nodes import AMBER, BIRCH, STAGE, announcement
@@ -68,3 +68,21 @@ def test_int8_halves_the_layers_and_gives_a_tied_head_a_matrix_of_its_own() -> N
 
 def replace_quant(config: ServingConfig) -> ServingConfig:
     return ServingConfig(memory_bytes=config.memory_bytes, quant="int8")
+
+
+def test_auto_joins_the_class_that_the_mesh_computes_the_model_in() -> None:
+    def joined(*classes: str, **changes: object) -> tuple[str, str | None]:
+        others = [node(BIRCH, PLENTY, "0:5", compute=each, **changes) for each in classes]
+        return compute_as("auto", None, TINY, others)
+
+    assert joined() == joined("served") == ("int8", None)
+    assert joined("int4") == ("int4", None)
+    assert joined("bf16", "bf16", "int8") == ("none", "bf16")
+    assert joined("int4", state="draining") == ("int8", None)
+
+
+def test_what_is_asked_for_is_done_whatever_the_mesh_does() -> None:
+    others = [node(BIRCH, PLENTY, "0:5", compute="int4")]
+    assert compute_as("none", None, TINY, others) == ("none", None)
+    assert compute_as("int8", None, TINY, others) == ("int8", None)
+    assert compute_as("auto", "f32", TINY, others) == ("none", "f32")

@@ -27,7 +27,7 @@ Dtype = Annotated[
 ]
 Quant = Annotated[
     str | None,
-    typer.Option("--quant", metavar="none|int8", help="Weights as they are, or as int8."),
+    typer.Option("--quant", metavar="auto|none|int8|int4", help="Weights as they are, or rounded."),
 ]
 Draft = Annotated[
     str | None,

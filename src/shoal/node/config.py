@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import Folders, Settings
 from ..errors import BadConfig, InvalidRequest
 from ..identity import Mesh, Ticket, load_or_create_secret
-from ..units import Quant, Slice
+from ..units import QuantChoice, Slice
 from .fronting import BackendConfig, backend_config
 
 
@@ -32,7 +32,7 @@ class NodeConfig:
     layers: Slice | None = None  # pinned by hand
     memory: str = "60%"
     dtype: str | None = None
-    quant: Quant = "none"
+    quant: QuantChoice = "auto"
     draft: str = "ngram"  # or "none", or a model
     backend: BackendConfig | None = None
     threads: int = 0
@@ -59,7 +59,7 @@ def node_config(
         raise BadConfig(
             "layers are pinned without a model", hint="say which: --model M --layers A:B"
         )
-    if settings.quant != "none" and settings.dtype:
+    if settings.quant in ("int8", "int4") and settings.dtype:
         raise BadConfig(
             f"{settings.quant} fixes the type of the hidden states: it is the checkpoint's own",
             hint="leave --dtype out, or use --quant none",

@@ -25,7 +25,7 @@ from ..bus.relay import EmbeddedRelay
 from ..config import parse_memory
 from ..engine.served import Engine, EngineClient
 from ..engine.thread import EngineThread
-from ..errors import BackendFailed, BadConfig, LinkClosed, NoCapacity, ShoalError
+from ..errors import BackendFailed, BadConfig, LinkClosed, NoCapacity, ShoalError, UnsupportedModel
 from ..events import BackendChanged, EventHub
 from ..hardware import detect, load_or_measure
 from ..identity import Ticket, load_or_create
@@ -34,10 +34,10 @@ from ..models.checkpoint import BUILTIN, Checkpoint
 from ..pipeline import Pipeline, Serving, ServingConfig, import_engine
 from ..telemetry import Metrics
 from ..transport import Contact, Links, TlsCarrier, TlsConfig
-from ..units import NodeId, Slice
+from ..units import ModelId, NodeId, Quant, Slice
 from . import report
 from .backend import MeshBackend
-from .choosing import choose
+from .choosing import choose, compute_as
 from .config import NodeConfig
 from .fronting import BackendConfig, until_it_answers
 from .router import Router
@@ -67,6 +67,7 @@ class Node:
         self._doubtful: set[NodeId] = set()
         self._backend: EngineClient
         self._model: Checkpoint | None = None  # the one we serve, or mean to
+        self._inexact: ModelId | None = None  # a model that has no exact form
         self._chance = random.Random()
         self._view_changed = asyncio.Event()
         self._models_changed = asyncio.Event()
@@ -168,13 +169,14 @@ class Node:
             changed=self.membership.changed,
         )
 
-    def _serving_config(self) -> ServingConfig:
+    def _serving_config(self, quant: Quant = "none", dtype: str | None = None) -> ServingConfig:
         config = self.config
         return ServingConfig(
             memory_bytes=self._offered_bytes,
             kv_tokens=config.kv_tokens,
-            dtype=config.dtype,
-            quant=config.quant,
+            dtype=dtype,
+            quant=quant,
+            tune_threads=not config.threads,
             proofs_dir=config.folders.proofs_dir,
             scratch_dir=config.folders.scratch_dir,
             gateway_share=1.0 if config.mesh.is_private else PUBLIC_SHARE,
@@ -431,13 +433,29 @@ class Node:
     async def _choice(self, model: Checkpoint) -> Slice | None:
         """By the view of now; off the event loop, since a plan may take a tenth of a second."""
         me, others = self._describe(0), self.membership.view.announcements()
-        return await asyncio.to_thread(choose, model, me, others, self._serving_config())
+        config = self._serving_config(*self._compute_as(model))
+        return await asyncio.to_thread(choose, model, me, others, config)
+
+    def _compute_as(self, model: Checkpoint) -> tuple[Quant, str | None]:
+        if self._inexact == model.model_id:
+            return "none", None
+        others = self.membership.view.announcements()
+        return compute_as(self.config.quant, self.config.dtype, model, others)
 
     async def _serve(self, checkpoint: Checkpoint, layers: Slice) -> None:
         rate = self.capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
         guess = max(checkpoint.layer_bytes) / rate
         pinned = self.config.layers is not None
-        await self.serving.serve(checkpoint, layers, guess, pinned=pinned)
+        quant, dtype = self._compute_as(checkpoint)
+        try:
+            await self.serving.serve(
+                checkpoint, layers, guess, pinned=pinned, quant=quant, dtype=dtype
+            )
+        except UnsupportedModel:
+            if self.config.quant != "auto" or quant == "none":
+                raise
+            self._inexact = checkpoint.model_id  # all nodes find the same
+            await self.serving.serve(checkpoint, layers, guess, pinned=pinned, quant="none")
 
     async def _follow_the_mesh(self) -> None:
         """Move when the mesh has a hole that we can fill; a wait lets the view settle first."""

@@ -18,6 +18,7 @@ from ..engine.batcher import BatcherConfig
 from ..engine.prefix import PrefixPool, UnsharedPool
 from ..engine.rows import Row
 from ..engine.served import Engine
+from ..engine.threads import ThreadTuner
 from ..errors import EngineMissing, InvalidRequest, NoCapacity, ShoalError
 from ..events import BackendChanged, Emit, StageChanged
 from ..models.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ class ServingConfig:
     dtype: str | None = None  # None = the checkpoint's own
     quant: Quant = "none"
     device: str = "cpu"
+    tune_threads: bool = False  # find the fastest number of them, up to torch's own choice
     proofs_dir: Path | None = None
     scratch_dir: Path | None = None  # for files that are gone once they are read
     gateway_share: float = 1.0  # of our sessions and pages that one other node may have
@@ -96,6 +98,8 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
     import_engine()
     if isinstance(checkpoint, GgufCheckpoint):
         return _load_gguf(checkpoint, layers, config)
+    import torch
+
     from ..engine.prove import prove
     from ..engine.stage import Stage, StageConfig, pages_for
     from ..models.slice import load_slice
@@ -112,7 +116,8 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
             f"{readable_bytes(weights)} of weights in {readable_bytes(config.memory_bytes)}",
             hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
         )
-    return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages))
+    tuner = ThreadTuner(torch.get_num_threads()) if config.tune_threads else None
+    return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages), tuner=tuner)
 
 
 def _load_gguf(checkpoint: GgufCheckpoint, layers: Slice, config: ServingConfig) -> GgufStage:
@@ -193,9 +198,17 @@ class Serving:
         return list(self._served.values())
 
     async def serve(
-        self, checkpoint: Checkpoint, layers: Slice, layer_seconds: float, *, pinned: bool
+        self,
+        checkpoint: Checkpoint,
+        layers: Slice,
+        layer_seconds: float,
+        *,
+        pinned: bool,
+        quant: Quant | None = None,
+        dtype: str | None = None,
     ) -> None:
-        """Load a slice and put it into service. `layer_seconds` is a guess until it is measured.
+        """Load a slice and put it into service. `layer_seconds` is a guess until it is measured;
+        `quant`, with `dtype`, stands in for the configured one.
 
         A slice of the same model that we held is given up first: there is memory for one, and a
         node moves only when the mesh has no route anyway.
@@ -209,10 +222,13 @@ class Serving:
         model = checkpoint.model_id
         if model in self._served:
             self._give_up(model)
-        compute = compute_class(checkpoint, self._config)
+        config = self._config
+        if quant is not None:
+            config = replace(config, quant=quant, dtype=dtype)
+        compute = compute_class(checkpoint, config)
         self._put(Served(checkpoint, layers, compute, "joining", layer_seconds, pinned))
         try:
-            stage = await self._thread.run(load_stage, checkpoint, layers, self._config)
+            stage = await self._thread.run(load_stage, checkpoint, layers, config)
             step_seconds = await self._thread.run(warm_up, stage, self._clock)
             samplers = await self._thread.run(make_samplers, checkpoint, layers)
         except BaseException:
