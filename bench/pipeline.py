@@ -26,36 +26,8 @@ from pathlib import Path
 
 from contract import Bench
 from live import complete, mesh, write_model
+from shapes import SHAPES
 
-COMMON = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-SHAPES = {
-    "SmolLM2-135M": COMMON
-    | {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-    "TinyLlama-1.1B": COMMON
-    | {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32000,
-    },
-}
 SPLITS = {
     "SmolLM2-135M": {1: ["0:30"], 2: ["0:17", "17:30"], 3: ["0:12", "12:23", "23:30"]},
     "TinyLlama-1.1B": {1: ["0:22"], 2: ["0:11", "11:22"], 3: ["0:8", "8:15", "15:22"]},
