@@ -127,8 +127,14 @@ def test_what_an_engine_cannot_do_is_refused_by_name() -> None:
     assert text.refuses(asked().sampling) == ""
     assert "logprobs, top_k" in text.refuses(asked(top_k=4, logprobs=3).sampling)
     assert "stop_token_ids" in text.refuses(asked(stop_ids=(END, 9)).sampling)
-    for dialect in dialects():
-        assert "grammar" in dialect.refuses(asked(grammar=Grammar("json_object")).sampling)
+    json, tools = Grammar("json_object"), Grammar("tools")
+    assert llama.refuses(asked(grammar=json).sampling) == ""
+    assert "tools" in llama.refuses(asked(grammar=tools).sampling)
+    for schema in ("", "3", "{", "[" * 9000):
+        wild = asked(grammar=Grammar("json_schema", schema)).sampling
+        assert "no JSON object" in llama.refuses(wild)
+    for dialect in (vllm, text):
+        assert "grammar" in dialect.refuses(asked(grammar=json).sampling)
 
 
 def test_settings_are_told_in_the_engines_own_words() -> None:

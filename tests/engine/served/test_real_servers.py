@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shoal.engine.request import Sampled, Sampling
+from shoal.engine.request import Grammar, Sampled, Sampling
 from shoal.engine.served import BackendAddress, Engine, EngineClient, Job
 from shoal.errors import BadConfig
 from shoal.models.checkpoint import BUILTIN_FOLDER
@@ -106,6 +106,16 @@ async def test_characters_cut_over_tokens_come_out_whole(llama: str, tokenizer: 
         own = (await http.post(f"{llama}/completion", json=body, timeout=30)).json()
     assert len(euro) == 3
     assert tokenizer.decode(ids_of(got)).rstrip("\ufffd") == own["content"].rstrip("\ufffd")
+
+
+@pytest.mark.anyio
+async def test_llama_server_is_held_to_a_schema(llama: str, tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    asked = Grammar("json_schema", json.dumps(schema))
+    _, got = await answer(llama, tokenizer, job(tokenizer, grammar=asked, stop_ids=(0,)))
+    assert json.loads(tokenizer.decode(ids_of(got))).keys() == {"a"}
+    assert got[-1].finish == "stop"
 
 
 @pytest.mark.anyio

@@ -112,8 +112,11 @@ class EngineClient:
     ) -> AsyncIterator[httpx.Response]:
         asked: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         method = "GET" if body is None else "POST"
+        if body is not None:
+            asked["content"] = msgspec.json.encode(body)
+            asked["headers"] = {"content-type": "application/json"}
         try:
-            async with self._http.stream(method, path, json=body, **asked) as response:
+            async with self._http.stream(method, path, **asked) as response:
                 if response.status_code != httpx.codes.OK:
                     raise _refused(response.status_code, await _bounded(response))
                 yield response

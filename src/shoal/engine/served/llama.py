@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..request import MAX_LOGPROBS, Ending, Sampled
+import msgspec
+
+from ..request import MAX_LOGPROBS, Ending, Grammar, Sampled, Sampling
 from .dialect import (
     MORE,
     OPENAI,
@@ -29,14 +31,18 @@ class LlamaDialect(Dialect):
 
     name = "llama.cpp server, token ids"
     path = "completion"
-    settings = OPENAI | MORE
+    settings = OPENAI | MORE | {"grammar"}
 
     def __init__(self, retokeniser: Retokeniser, eos_ids: Iterable[int]) -> None:
         self._retokeniser, self._eos_ids = retokeniser, frozenset(eos_ids)
 
+    def refuses(self, sampling: Sampling) -> str:
+        return _refuses_grammar(sampling.grammar) or super().refuses(sampling)
+
     def body(self, job: Job) -> dict[str, Any]:
         asked = job.sampling
         return {
+            **_grammar(asked.grammar),
             "prompt": job.ids,
             "n_predict": job.room,
             "stream": True,
@@ -59,6 +65,27 @@ class LlamaDialect(Dialect):
 
     def reader(self) -> Reader:
         return LlamaReader(self._retokeniser)
+
+
+def _refuses_grammar(asked: Grammar | None) -> str:
+    """A stranger's schema may be anything."""
+    if asked is None or asked.kind == "json_object":
+        return ""
+    if asked.kind == "tools":
+        return "the engine behind this node (llama.cpp server) cannot be held to calls of tools"
+    try:
+        msgspec.json.decode(asked.text, type=dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        return f"the schema is no JSON object: {error}"
+    return ""
+
+
+def _grammar(asked: Grammar | None) -> dict[str, Any]:
+    """Its own way from a schema to a grammar: JSON of a schema, or any object."""
+    if asked is None:
+        return {}
+    schema = asked.text if asked.kind == "json_schema" else '{"type": "object"}'
+    return {"json_schema": msgspec.Raw(schema.encode())}
 
 
 class LlamaReader(Reader):
