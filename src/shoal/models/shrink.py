@@ -42,6 +42,7 @@ REACH = 8
 LARGE = 64
 FREE = ("position", "theta", "token", "seed")  # large numbers that are no sizes
 ROPE = ("rope_scaling", "rope_parameters")
+QUANTIZATION = ("quantization_config", "compression_config")
 
 
 def shrink(config: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
     for key in ROPE:
         if isinstance(tiny.get(key), dict):
             tiny[key] = _rope(tiny[key], tiny)
-    for key in ("dtype", "torch_dtype", "architectures", "auto_map", "quantization_config"):
+    for key in ("dtype", "torch_dtype", "architectures", "auto_map", *QUANTIZATION):
         tiny.pop(key, None)
     return tiny
 

@@ -1,12 +1,16 @@
 """Checkpoints in each published layout against the floats that they stand for, bit by bit."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shoal.engine.schedule import make_prompts, make_stages, run_schedule
-from shoal.models.checkpoint import Checkpoint
+from shoal.errors import UnsupportedModel
+from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.slice import load_slice
 from shoal.units import Slice
 
@@ -62,3 +66,19 @@ def test_only_the_slices_tensors_are_read(
     load_slice(quantised, Slice(1, 2))
     assert sorted(asked) == places(quantised.own(Slice(1, 2)).values())
     assert 0 < len(asked) < len(quantised.tensors)
+
+
+def test_a_lie_that_only_the_contents_tell_is_refused_with_its_name(
+    pair_of: PairOf, tmp_path: Path
+) -> None:
+    quantised, _ = pair_of("qwen2-gptq")
+    folder = Path(shutil.copytree(quantised.folder, tmp_path / "lying"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.g_idx"][5] = 99
+    save_file(tensors, folder / "model.safetensors")
+    lying = open_checkpoint(str(folder))
+    with pytest.raises(
+        UnsupportedModel, match=r"1\.self_attn\.q_proj\.weight .* group beyond the 2"
+    ):
+        load_slice(lying, Slice(1, 2))
+    load_slice(lying, Slice(2, 3))

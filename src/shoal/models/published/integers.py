@@ -66,6 +66,9 @@ def order_of(stored: Tensor | None, group: int, groups: int) -> Tensor | None:
     if stored is None or bool((stored == -1).any()):  # -1: declared, but never used
         return None
     if bool(((stored < 0) | (stored >= groups)).any()):
-        raise UnsupportedModel(f"a column names a group beyond the {groups} there are")
+        raise UnsupportedModel(
+            f"a column names a group beyond the {groups} there are",
+            hint="download the checkpoint again",
+        )
     follows = torch.arange(len(stored), dtype=stored.dtype) // group
     return None if torch.equal(stored, follows) else stored

@@ -8,6 +8,7 @@ from types import EllipsisType
 
 from torch import Tensor
 
+from ...errors import UnsupportedModel
 from ..safetensors_read import read_tensor
 from .integers import Grouped
 from .layout import MAIN, Plain
@@ -27,7 +28,12 @@ class PlainTensors:
         """The tensor, dequantised when it is stored so. Raises UnsupportedModel."""
         plain = self._plain[name]
         stored = self._read(plain)
-        return stored[MAIN] if plain.layout is None else plain.layout.floats(stored)
+        if plain.layout is None:
+            return stored[MAIN]
+        try:
+            return plain.layout.floats(stored)
+        except UnsupportedModel as why:
+            raise UnsupportedModel(f"{name} cannot be read: {why}", hint=why.hint) from None
 
     def int4(self, name: str) -> Grouped | None:
         """codes (N, K) int8, scales (N, K / group) float32, zero points; None when `name` is not
