@@ -20,7 +20,7 @@ from shoal.api.dialect import GENERIC, HERMES, LLAMA, MISTRAL, Dialect, dialect_
 from shoal.engine import grammar as grammars
 from shoal.engine.grammar import Grammars
 from shoal.engine.request import Sampled
-from shoal.engine.sampling import Samplers, sample
+from shoal.engine.sampling import SamplerState, sample
 from shoal.errors import InvalidRequest
 from shoal.models.chat_template import ChatTemplate
 from shoal.models.checkpoint import open_checkpoint
@@ -43,7 +43,7 @@ WAIT = {"type": "function", "function": {"name": "wait", "description": "Do noth
 CALL = '<tool_call>\n{"name": "look", "arguments": {"x": 5}}\n</tool_call>'
 TINY = open_checkpoint("shoal-tiny")
 SPEECH = Tokenizer.open(TINY.folder)
-SAMPLERS = Samplers(Grammars.of(SPEECH, TINY.vocab_size))
+GRAMMARS = Grammars.of(SPEECH, TINY.vocab_size)
 
 
 class RandomGeneration:
@@ -51,7 +51,9 @@ class RandomGeneration:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.session, self.route = SessionId("0123456789abcdef"), (("amber-fox", "0:4"),)
-        self._sampler = SAMPLERS(request.sampling, request.prompt_ids)
+        wanted = request.sampling
+        matcher = GRAMMARS.matcher(wanted.grammar, 20) if wanted.grammar else None
+        self._sampler = SamplerState(wanted, request.prompt_ids, (), matcher)
         self._chance = torch.Generator().manual_seed(request.sampling.seed % 1000)
 
     async def __aiter__(self) -> AsyncIterator[Sampled]:

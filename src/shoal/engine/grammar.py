@@ -175,6 +175,8 @@ class Grammars:
             )
         if made[0].is_error():
             raise InvalidRequest(f"the schema cannot be used: {_short(made[0].get_error())}")
+        if made[0].is_stopped():
+            raise InvalidRequest("the schema cannot be used: no text can be all that it asks for")
         return made[0]
 
     def _compile(self, grammar: Grammar, source: str, made: list[LLMatcher]) -> None:
@@ -182,9 +184,15 @@ class Grammars:
             library = _library()
             limits: LLParserLimits = library.LLParserLimits(**_LIMITS)
             matcher = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
-            if not matcher.is_error():
+            if matcher.is_error():
+                made.append(matcher)
+                return
+            first = matcher.deep_copy()
+            if Matcher(first, self._eos_ids).allowed():
                 self._keep(grammar, matcher)
-            made.append(matcher)
+                made.append(matcher)
+            else:
+                made.append(first)
         finally:
             self._compilers.release()
 
