@@ -4,8 +4,10 @@ import random
 
 import pytest
 
-from shoal.pipeline.messages import Preempted
-from shoal.units import NodeId, Slice
+from shoal.engine.request import Sampling
+from shoal.pipeline.messages import Open, Opened, Preempted, Refused
+from shoal.pipeline.stage import Send
+from shoal.units import ModelId, NodeId, SessionId, Slice
 
 from .small_mesh import GATEWAY, PAGE, SmallMesh, expected
 from .test_sessions import DOUBLE, THREE, assert_all_pages_are_back, run_out
@@ -109,6 +111,58 @@ def test_a_stage_that_never_lets_a_session_get_on_is_avoided() -> None:
     assert generation.avoid == {bad}
     run_out(mesh)
     assert mesh.delivered[0] == expected((1, 2, 3), 5)
+
+
+def opens(mesh: SmallMesh) -> list[Open]:
+    """Those under way."""
+    return [item[0] for link in mesh.links.values() for item in link if isinstance(item[0], Open)]
+
+
+def test_who_is_sent_away_twice_without_a_token_shares_nothing_that_it_might_have_to_replace() -> (
+    None
+):
+    mesh = SmallMesh(7, {"whole": Slice(0, 6)})
+    mesh.ask(tuple(range(20)), 5)
+    generation = mesh.generations[0]
+    for wanted in (16, 0):
+        mesh.links.clear()
+        assert generation.session is not None
+        away = generation.preempted(Preempted(generation.session), NodeId("whole"))
+        mesh._gateway(0, away)
+        assert [each.prefix_tokens for each in opens(mesh)] == [wanted]
+        assert all(each.patience_s > 0 for each in opens(mesh))
+
+
+def test_who_was_sent_away_queues_again_rather_than_give_up() -> None:
+    mesh = SmallMesh(8, {"whole": Slice(0, 6)})
+    mesh.ask((1, 2, 3), 5)
+    generation, whole = mesh.generations[0], NodeId("whole")
+    assert generation.session is not None
+    mesh._gateway(0, generation.preempted(Preempted(generation.session), whole))
+    for _ in range(3):
+        assert generation.session is not None
+        mesh._gateway(0, generation.refused(Refused(generation.session, "busy", ""), whole))
+    assert generation.avoid == frozenset()
+    run_out(mesh)
+    assert mesh.delivered[0] == expected((1, 2, 3), 5)
+
+
+def test_when_the_one_in_front_gives_up_those_behind_it_get_on() -> None:
+    mesh = SmallMesh(9, {"whole": Slice(0, 6)}, pages=8)
+    sessions, whole = mesh.nodes[NodeId("whole")].sessions, NodeId("whole")
+    told: list[object] = []
+    for born, (known, patience) in enumerate([(20, 0.0), (24, 5.0), (4, 60.0)]):
+        session = SessionId(f"s{born}")
+        message = Open(
+            session, ModelId("toy"), "f32", Slice(0, 6), whole, whole, known, known,
+            sampling=Sampling(), patience_s=patience, born=born,
+        )  # fmt: skip
+        sessions.open(message, (1,) * known, GATEWAY, 0.0)
+        told += sessions.connected(session, 0.0)
+    opened = [each.message for each in told if isinstance(each, Send)]
+    assert opened == [Opened(SessionId("s0"))]
+    late = [each.message for each in sessions.admit(5.0) if isinstance(each, Send)]
+    assert [type(each) for each in late] == [Refused, Opened]
 
 
 def test_only_a_stage_of_its_route_can_send_a_session_away() -> None:

@@ -97,6 +97,8 @@ def test_a_route_with_another_stage_on_it_shares_nothing_with_this_one() -> None
     found = [hits(mesh)[3 * at : 3 * at + 3] for at in range(12)]
     fresh = [at for at in range(12) if first[at] == at]
     assert len(fresh) == 2
+    named = mesh.nodes[NodeId("a")].sessions.pool._named
+    assert len(named) == 2 * ((len(SYSTEM) + 4 - 1) // PAGE)  # the same text, once for each route
     assert all((found[at] == [0, 0, 0]) == (at in fresh) for at in range(12))
 
 

@@ -207,6 +207,7 @@ class Gateway:
         except LocalError as error:
             self._do(stream, generation.no_route(error))
             return
+        stream.progress = self.clock()  # each route has the whole patience
         instructions = generation.route(plan)
         self._listen(stream, generation.session)
         route = tuple((stop.node, stop.layers) for stop in plan.stops)

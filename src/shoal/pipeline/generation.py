@@ -28,7 +28,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from ..engine.prefix import page_digests
+from ..engine.prefix import PAGE_TOKENS, page_digests
 from ..engine.request import Sampled, Sampling
 from ..errors import InvalidRequest, Overloaded, PromptTooLong, ShoalError, StageLost
 from ..units import ModelId, NodeId, SessionId, Slice
@@ -102,8 +102,8 @@ class GenerationConfig:
     max_attempts: int = 6
     queue_patience_s: float = 60.0  # how long a session may queue for pages at one stage
     answer_timeout_s: float = 10.0  # a stage that does not answer an Open is taken for lost
-    page_tokens: int = 16  # pages that stages may share are of this size
-    max_preemptions: int = 64  # between two tokens: then it is the stage's doing
+    page_tokens: int = PAGE_TOKENS  # pages that stages may share are of this size
+    max_preemptions: int = 16  # between two tokens: then it is the stage's doing
     stall_timeout_s: float = (
         120.0  # the same for a session without a token: long prompts on slow nodes need time
     )

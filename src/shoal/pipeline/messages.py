@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ..engine.prefix import DIGEST_BYTES
+from ..engine.prefix import DIGEST_BYTES, PAGE_TOKENS
 from ..engine.request import Sampled, Sampling
 from ..errors import BadMessage
 from ..transport import Bytes, Frame
@@ -25,6 +25,7 @@ CHANNEL = 1  # of the transport's frames
 MAX_ROWS = 4096  # sequences in one step: more than any stage will ever batch
 MAX_ROW_TOKENS = 512  # of one session in one step: prompts are cut at 256
 MAX_TOKENS = 1 << 31
+MAX_DIGESTS = 1 << 16  # of one session's pages
 MAX_TEXT_CHARS = 300
 
 # What a stranger's names and numbers may be. Ids have one length, or a frame that carries many of
@@ -59,7 +60,9 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     sampling: Sampling | None = None  # last stage only
     patience_s: float = 0.0  # how long to queue for pages; 0 = answer at once
     born: Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)] = 0  # age of the request: microseconds
-    page_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16  # that a digest stands for
+    page_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = (
+        PAGE_TOKENS  # that a digest stands for
+    )
     digests: _Tokens = 0  # how many
     prefix_tokens: _Tokens = 0  # so many tokens at most may be left uncomputed
 
@@ -176,7 +179,7 @@ def split_open(message: Open, body: Bytes) -> tuple[list[bytes], Sequence[int]]:
 def unpack_digests(body: Bytes) -> list[bytes]:
     """Raises BadMessage."""
     view = memoryview(body).cast("B")
-    if len(view) % DIGEST_BYTES:
+    if len(view) % DIGEST_BYTES or len(view) > MAX_DIGESTS * DIGEST_BYTES:
         raise BadMessage(f"{len(view)} bytes are not a list of digests")
     return [bytes(view[at : at + DIGEST_BYTES]) for at in range(0, len(view), DIGEST_BYTES)]
 

@@ -155,8 +155,6 @@ class SessionTable:
         behind: set[NodeId] = set()  # gateways that have their share: their younger ones wait too
         blocked = False  # who waits to be opened is not overtaken by younger ones
         for this in self._pages.wanting():
-            if this.closed:
-                continue  # it had to go for one before it
             if this.state == "waiting":
                 if self._pages.crowds(this):
                     behind.add(this.gateway)
@@ -172,7 +170,7 @@ class SessionTable:
     def _satisfy(
         self, this: Session, now: float, out: list[Instruction]
     ) -> Literal["done", "soon", "wait"]:
-        while not this.closed:
+        while not this.closed:  # it may have had to go, for an older one or by itself
             match self._pages.ask(this):
                 case Session() as youngest:
                     out += self._preempt(youngest)
