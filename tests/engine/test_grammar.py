@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engine.grammar import COMPILED_GRAMMARS, Grammars, Tool, ToolRules
+from shoal.engine.grammar import COMPILED_GRAMMARS, Grammars
+from shoal.engine.grammar_source import Tool, ToolRules
 from shoal.engine.request import (
     MAX_BIASED_TOKENS,
     MAX_GRAMMAR_BYTES,

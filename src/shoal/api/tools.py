@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from ..engine.grammar import Grammars, Tool, ToolRules, is_available
+from ..engine.grammar import Grammars, is_available
+from ..engine.grammar_source import Tool, ToolRules
 from ..engine.request import Grammar
 from ..errors import InvalidRequest
 from ..models.text import Tokenizer

@@ -17,7 +17,7 @@ MAX_GRAMMAR_BYTES = 40 << 10  # with all else of a Sampling it must fit into a f
 
 class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the text must be: any JSON object, JSON of a schema, or calls of tools (`text` is then a
-    schema, or a `ToolRules` of `engine/grammar.py`, in JSON).
+    schema, or a `ToolRules` of `grammar_source.py`, in JSON).
     """
 
     kind: Literal["json_object", "json_schema", "tools"]
