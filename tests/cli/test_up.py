@@ -203,3 +203,15 @@ def test_a_node_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_backend_is_told_by_flags_and_never_shown(
+    shoal: Shoal, told: Told, tmp_path: Path
+) -> None:
+    flags = ["--model", "m", "--backend", "http://10.1.2.3:8000", "--backend-slots", "4"]
+    result = shoal("up", *flags, "--backend-model", "theirs", "--backend-key-file", "k", asks=False)
+    assert result.exit_code == 0
+    assert told.settings.backend == "http://10.1.2.3:8000"
+    assert (told.settings.backend_slots, told.settings.backend_model) == (4, "theirs")
+    assert told.settings.backend_key_file == "k"
+    assert "10.1.2.3" not in result.stdout + result.stderr + repr(told.settings)

@@ -376,7 +376,8 @@ class Node:
         add = self._catalogue.add_without_weights
         self._model = await asyncio.to_thread(add, self.config.model)
         tokenizer = self._catalogue.tokenizer(self._model)
-        engine = Engine(self._backend, tokenizer, backend.names(self._model))
+        names = backend.names(self._model)
+        engine = Engine(self._backend, tokenizer, names, exactly=bool(backend.model))
         model = self._model.model_id
 
         def told(error: BackendFailed) -> None:

@@ -14,7 +14,7 @@ from shoal.engine.served.dialect import Dialect, Job
 from shoal.engine.served.ids import IdsDialect, IdsReader
 from shoal.engine.served.llama import LlamaDialect, LlamaReader
 from shoal.engine.served.retokenise import Retokeniser
-from shoal.engine.served.text import TextDialect
+from shoal.engine.served.text import TextDialect, TextReader
 from shoal.errors import BackendFailed
 from shoal.models.checkpoint import BUILTIN_FOLDER
 from shoal.models.text import Tokenizer
@@ -90,6 +90,12 @@ def test_an_end_without_a_token_gets_one_that_writes_nothing() -> None:
 def test_a_broken_answer_is_the_engines_failure(event: dict) -> None:
     with pytest.raises(BackendFailed):
         Answer(asked(logprobs=1), IdsReader(), END).take(event)
+
+
+def test_half_a_character_of_the_engine_is_its_failure() -> None:
+    answer = Answer(asked(), TextReader(Retokeniser(TOKENIZER)), END)
+    with pytest.raises(BackendFailed):
+        answer.take({"choices": [{"text": "\ud800"}]})
 
 
 def test_a_gap_in_the_ids_of_llama_cpp_is_filled_from_its_text() -> None:

@@ -124,6 +124,13 @@ async def test_one_model_alone_is_taken_under_any_name() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_name_that_was_given_must_be_there() -> None:
+    async with client_of(FakeServer("x")) as client:
+        with pytest.raises(BadConfig, match="org/model"):
+            await Engine(client, TOKENIZER, ("another",), exactly=True).probe()
+
+
+@pytest.mark.anyio
 async def test_a_redirect_is_not_followed() -> None:
     visited = []
 
@@ -194,6 +201,9 @@ async def test_an_answer_that_breaks_off_is_a_failure() -> None:
         "http://u:p@h",
         "http://h/?x=1",
         "file:///etc",
+        "http://a\x00b",
+        "http://[::1",
+        "",
         "http://h:x",
     ],
 )

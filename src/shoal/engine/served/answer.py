@@ -7,12 +7,20 @@ from typing import Any
 
 import msgspec
 
-from ...errors import BackendFailed, UnsupportedModel
+from ...errors import BackendFailed, InvalidRequest, UnsupportedModel
 from ..request import Ending, Sampled
 from .dialect import Job, Json, Reader
 
 MAX_EVENT_BYTES = 1 << 20
-UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError, UnsupportedModel)
+UNREADABLE = (
+    AttributeError,
+    IndexError,
+    InvalidRequest,  # text with half a character
+    KeyError,
+    TypeError,
+    UnsupportedModel,  # text that the vocabulary cannot spell
+    ValueError,
+)
 
 
 class EventLines:

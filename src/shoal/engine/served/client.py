@@ -39,7 +39,8 @@ class BackendAddress:
         try:
             parts = urlsplit(url.strip())
             parts.port  # noqa: B018 - raises ValueError when it is none
-        except ValueError:
+            httpx.URL(url.strip())
+        except (ValueError, httpx.InvalidURL):
             raise BadConfig("--backend is no URL", hint=EXAMPLE) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadConfig("--backend takes an http or https URL", hint=EXAMPLE)

@@ -15,10 +15,18 @@ MEASURED_TOKENS = 8
 
 
 class Engine:
-    """`names` are what the model may be called there. Ask `probe` before anything else."""
+    """`names` are what the model may be called there, or is `exactly`. Ask `probe` first."""
 
-    def __init__(self, client: EngineClient, tokenizer: Tokenizer, names: Sequence[str]) -> None:
-        self._client, self._tokenizer, self._names = client, tokenizer, names
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        names: Sequence[str],
+        *,
+        exactly: bool = False,
+    ) -> None:
+        self._client, self._tokenizer = client, tokenizer
+        self._names, self._exactly = names, exactly
         self._probed: Probed | None = None
 
     @property
@@ -34,7 +42,9 @@ class Engine:
 
     async def probe(self) -> Probed:
         """Raises BackendFailed while it does not answer, BadConfig where waiting will not help."""
-        self._probed = await probe(self._client, self._tokenizer, self._names)
+        self._probed = await probe(
+            self._client, self._tokenizer, self._names, exactly=self._exactly
+        )
         return self._probed
 
     async def alive(self) -> None:

@@ -60,12 +60,15 @@ class _Server:
     context: int
 
 
-async def probe(client: EngineClient, tokenizer: Tokenizer, names: Sequence[str]) -> Probed:
-    """`names`: what the model may be called there; one model alone is taken under any name.
+async def probe(
+    client: EngineClient, tokenizer: Tokenizer, names: Sequence[str], *, exactly: bool = False
+) -> Probed:
+    """`names`: what the model may be called there; unless it is `exactly` so, one model alone is
+    taken under any name.
 
     Raises BackendFailed while it does not answer, BadConfig where waiting will not help.
     """
-    server = await _server(client, names)
+    server = await _server(client, names, exactly=exactly)
     if server.owner == LLAMA_SERVER:
         return await _llama(client, server, tokenizer)
     if await _speaks_ids(client, server, tokenizer):
@@ -76,14 +79,14 @@ async def probe(client: EngineClient, tokenizer: Tokenizer, names: Sequence[str]
     return Probed(dialect, USUAL_SLOTS, server.context)
 
 
-async def _server(client: EngineClient, names: Sequence[str]) -> _Server:
+async def _server(client: EngineClient, names: Sequence[str], *, exactly: bool) -> _Server:
     try:
         listed = (await client.ask("v1/models")).get("data")
     except BackendFailed as error:
         raise _final(error) from None
     models = {str(m.get("id")): m for m in listed or () if isinstance(m, dict)}
     known = [name for name in names if name in models]
-    if not known and len(models) != 1:
+    if not known and (exactly or len(models) != 1):
         raise BadConfig(
             f"the engine has no model {names[0]!r}; it has: {', '.join(models)[:300] or 'none'}",
             hint="say which with --backend-model NAME",
