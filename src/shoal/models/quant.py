@@ -14,8 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..exact.fp4 import as_fp4
 from ..exact.linear import Linear
-from ..exact.weights import quantise_int4, quantise_int8
+from ..exact.weights import Weight, quantise_int4, quantise_int8
 from ..units import Quant
 
 Quantise = Callable[[Tensor, Tensor | None], Linear]  # (weight (N, K), bias (N,) or None)
@@ -23,10 +24,15 @@ Quantise = Callable[[Tensor, Tensor | None], Linear]  # (weight (N, K), bias (N,
 
 def quantise(kind: Quant) -> Quantise:
     """How a weight of this kind becomes an exact linear layer."""
-    rounded = quantise_int4 if kind == "int4" else quantise_int8
+    rounded = _in_4_bits if kind == "int4" else quantise_int8
     return lambda weight, bias: Linear(
         rounded(weight.detach()), None if bias is None else bias.detach()
     )
+
+
+def _in_4_bits(weight: Tensor) -> Weight:
+    """Weights that were published as 4-bit floats stay what they are."""
+    return as_fp4(weight) or quantise_int4(weight)
 
 
 class ExactLinear(nn.Module):
