@@ -22,7 +22,7 @@ GROUP = 32
 LARGEST_CODE, LARGEST_MULTIPLIER = 7, 18  # 7 * 18 is 126: the expanded weights fit 8 bits
 INT4_TABLE = tuple(range(-8, 8))
 FP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, twice its value
-ROWS_AT_ONCE = 4096  # a vocabulary is never held in float32 whole
+ROWS_AT_ONCE = 128  # so that what is computed of them stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
