@@ -126,7 +126,10 @@ class GgufStage:
         self._sequences = Sequences(config.pages, self._slice.forget)
 
     def close(self) -> None:
+        """Free its memory; garbage collection does it too."""
         self._slice.close()
+        if self._embedding is not None:
+            self._embedding.close()
 
     # ---- a step
 
@@ -256,8 +259,8 @@ def _lines(rows: Sequence[Row], asked: Sequence[int]) -> list[int]:
 
 def _embedding(library: LlamaLibrary, checkpoint: GgufCheckpoint) -> Embedding:
     table = checkpoint.gguf.tensors[EMBEDDING]
-    width, rows = table.dimensions
-    return library.embedding(checkpoint.gguf.path, table.offset, table.type, width, rows)
+    width, _ = table.dimensions
+    return Embedding(library, checkpoint.gguf.path, table.offset, table.type, width)
 
 
 @contextlib.contextmanager

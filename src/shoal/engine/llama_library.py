@@ -67,9 +67,6 @@ class LlamaLibrary:
             function = getattr(self.ggml, name)
             function.restype, function.argtypes = result, arguments
 
-    def embedding(self, path: Path, offset: int, kind: int, width: int, rows: int) -> Embedding:
-        return Embedding(self, path, offset, kind, width, rows)
-
     def floats_of(self, tensor: int) -> Floats:
         """A copy of a tensor of f32, wherever it lies."""
         found = np.empty(self.ggml.ggml_nbytes(tensor) // 4, np.float32)
@@ -95,27 +92,35 @@ class _TypeTraits(ctypes.Structure):
 
 class Embedding:
     """Rows of a matrix, as they are asked for, unpacked by ggml's own function: read from the file
-    where it lies, never as a whole.
+    where it lies, never as a whole. (A mapped file that somebody shortens would end the process.)
+    `close` it; garbage collection does it too.
     """
 
     def __init__(
-        self, library: LlamaLibrary, path: Path, offset: int, kind: int, width: int, rows: int
+        self, library: LlamaLibrary, path: Path, offset: int, kind: int, width: int
     ) -> None:
-        self._row_bytes = library.ggml.ggml_row_size(kind, width)
-        self._width, self._rows = width, rows
-        shape = (rows, self._row_bytes)
-        self._data = np.memmap(path, np.uint8, "r", offset, shape)
+        self._row_bytes: int = library.ggml.ggml_row_size(kind, width)
+        self._offset, self._width = offset, width
+        self._file = path.open("rb", buffering=0)
+        self.close = finalize(self, self._file.close)
         self._to_float = library.ggml.ggml_get_type_traits(kind).contents.to_float
         self._plain = kind == 0
 
     def rows(self, ids: Sequence[int]) -> Floats:
-        """(T, E). Raises IndexError for ids that do not exist."""
-        packed = np.ascontiguousarray(self._data[np.asarray(ids, np.int64)])
+        """(T, E). Raises ValueError where the file has become shorter."""
+        packed = b"".join(map(self._packed, ids))
         if self._plain:
-            return packed.view(np.float32)
+            return np.frombuffer(packed, np.float32).reshape(len(ids), self._width)
         found = np.empty((len(ids), self._width), np.float32)
-        self._to_float(packed.ctypes.data, found.ctypes.data, found.size)
+        self._to_float(packed, found.ctypes.data, found.size)
         return found
+
+    def _packed(self, id: int) -> bytes:
+        self._file.seek(self._offset + id * self._row_bytes)
+        row = self._file.read(self._row_bytes)
+        if row is None or len(row) < self._row_bytes:
+            raise ValueError("the GGUF file became shorter while it was in use")
+        return row
 
 
 class LlamaSlice:

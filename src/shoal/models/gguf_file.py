@@ -8,14 +8,13 @@ packed. Source: ggml/docs/gguf.md of llama.cpp, versions 2 and 3.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from ..errors import ModelNotFound, UnsupportedModel
 
@@ -58,8 +57,8 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """Raises ModelNotFound when there is none, UnsupportedModel when it is damaged or no GGUF."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data).file()
+        with path.open("rb", buffering=1 << 20) as file:
+            return _Reader(path, file).file()
     except FileNotFoundError:
         raise ModelNotFound(
             f"there is no file {path}", hint="check the path of the model"
@@ -69,10 +68,12 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Reader:
-    """A cursor over the file. What does not add up is a ValueError."""
+    """Goes through the file once. What does not add up is a ValueError."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self._path, self._data, self._at = path, data, 0
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file, self._at = path, file, 0
+        self._bytes = path.stat().st_size
+        self._taken: list[bytes] = []  # since the entry began
 
     def file(self) -> GgufFile:
         if self._take(4) != MAGIC:
@@ -85,10 +86,10 @@ class _Reader:
             raise ValueError(f"{tensors} tensors and {count} entries are too many")
         entries, raw = {}, {}
         for _ in range(count):
-            start = self._at
+            self._taken.clear()
             name = self._text()
             entries[name] = self._value(*self._numbers("I"))
-            raw[name] = self._data[start : self._at]
+            raw[name] = b"".join(self._taken)
         return GgufFile(self._path, entries, self._tensors(tensors, entries), raw)
 
     def _tensors(self, count: int, entries: Mapping[str, Any]) -> dict[str, GgufTensor]:
@@ -97,7 +98,7 @@ class _Reader:
         if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment % 8:
             raise ValueError(f"its tensors are aligned to {alignment} bytes")
         start = padded(self._at, alignment)
-        ends = [*sorted({offset for *_, offset in table}), len(self._data) - start]
+        ends = [*sorted({offset for *_, offset in table}), self._bytes - start]
         if ends[-1] < 0 or any(a > b for a, b in pairwise(ends)):
             raise ValueError("it is cut off: a tensor lies beyond its end")
         following = dict(pairwise(ends))
@@ -149,10 +150,12 @@ class _Reader:
         return struct.unpack(form, self._take(struct.calcsize(form)))
 
     def _take(self, size: int) -> bytes:
-        start, self._at = self._at, self._at + size
-        if self._at > len(self._data):
+        self._at += size
+        data = self._file.read(size) if self._at <= self._bytes else b""
+        if len(data) < size:
             raise ValueError("it is cut off")
-        return self._data[start : self._at]
+        self._taken.append(data)
+        return data
 
 
 # ---- writing
