@@ -18,7 +18,7 @@ from .paged import Pages, Plain, Span, pools
 
 library = native.load()
 pytestmark = pytest.mark.skipif(library is None, reason="no compiled library here")
-VARIANTS = ("avx512vnni", "avxvnni", "avx2", "neondot", "neon", "generic")
+VARIANTS = ("avx512vnni", "avxvnni", "avx2", "sse41", "neondot", "neon", "generic")
 
 
 @dataclass(frozen=True)

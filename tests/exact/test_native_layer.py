@@ -30,7 +30,7 @@ from .paged import Pages, Plain, Span, angles_at, pools
 
 library = native.load()
 pytestmark = pytest.mark.skipif(library is None, reason="no compiled library here")
-VARIANTS = ("avx512vnni", "avxvnni", "avx2", "neondot", "neon", "generic")
+VARIANTS = ("avx512vnni", "avxvnni", "avx2", "sse41", "neondot", "neon", "generic")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -13,6 +13,7 @@ namespace shoal {
 namespace {
 
 constexpr int MOST_QUERIES = 64;           // of one piece, about
+constexpr int FEW_QUERIES = 16;            // of one head; fewer take all heads in one piece
 constexpr int64_t MOST_SCORES = 1 << 17;   // of one piece, about: they stay in the second cache
 constexpr int64_t LITTLE_WORK = 1 << 19;   // products; less is done by one thread sooner
 constexpr int SHARED_BLOCKS = 4;           // a context of fewer is not shared out
@@ -21,9 +22,10 @@ const int16_t ZEROS[MOST_WIDTH] = {};
 int64_t parts(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
 struct Piece {
-    int row, head;       // head: of keys and values
-    int64_t first_token; // of all rows' new tokens
-    int64_t position;    // of that token
+    int row;
+    int head, heads;      // of keys and values
+    int64_t first_token;  // of all rows' new tokens
+    int64_t position;     // of that token
     int64_t tokens;
 };
 
@@ -33,8 +35,8 @@ class Tile {
     Tile(const Queries& queries, const shoal_cache& cache, const shoal_scores& how,
          const shoal_step& step, const Piece& piece, const AttentionKernels& kernels, Bytes& memory)
         : cache(cache), piece(piece), group(queries.heads / cache.kv_heads),
-          rows(int(piece.tokens) * group), how(how), kernels(kernels),
-          stride(Queries::stride(cache.key_width)) {
+          of_head(int(piece.tokens) * group), rows(of_head * piece.heads), how(how),
+          kernels(kernels), stride(Queries::stride(cache.key_width)) {
         low = how.window ? std::max<int64_t>(0, piece.position - how.window + 1) : 0;
         high = piece.position + piece.tokens;
         first = low / ATTENTION_BLOCK * ATTENTION_BLOCK;
@@ -46,7 +48,9 @@ class Tile {
 
     // Scores of all queries with the tokens of one block.
     void score(int block) {
-        for (int sub = 0; sub < lanes(block); sub += LANES) score_lanes(block, sub);
+        const int64_t begin = int64_t(block) * ATTENTION_BLOCK;
+        for (int64_t at = begin; at < begin + lanes(block); at += LANES)
+            for (int head = 0; head < piece.heads; head++) score_lanes(at, head);
     }
 
     void find_highest() {
@@ -58,51 +62,23 @@ class Tile {
     }
 
     // Adds one block's values, weighted, to out (rows, W), and its weights to totals (rows).
-    void weigh(int block, float* out, size_t out_stride, int64_t* totals) {
-        static thread_local Bytes memory;
-        const int n = lanes(block), width = cache.value_width, panels = int(parts(width, LANES));
-        const size_t panel_size = ATTENTION_BLOCK / 2 * LANES;
-        memory.reserve(panels * panel_size * 4 + size_t(rows) * (ATTENTION_BLOCK * 2 + 4));
-        auto* pairs = memory.as<int32_t>();
-        auto* codes = reinterpret_cast<int16_t*>(pairs + panels * panel_size);
-        auto* scale = reinterpret_cast<float*>(codes + size_t(rows) * ATTENTION_BLOCK);
-        alignas(64) float value_scale[ATTENTION_BLOCK];
-        pack_values(block, n, pairs, panel_size, value_scale);
-        for (int r = 0; r < rows; r++) {
-            float* weights = scores_of(r) + block * ATTENTION_BLOCK;
-            totals[r] += kernels.weigh(weights, highest[r], value_scale, n);
-            scale[r] = kernels.encode(weights, n, codes + r * ATTENTION_BLOCK);
-        }
-        alignas(64) int32_t sums[16 * LANES];
-        for (int at = 0; at < width; at += LANES, pairs += panel_size)
-            for (int r = 0, count; r < rows; r += count) {
-                count = at_once(r);
-                kernels.products(codes + r * ATTENTION_BLOCK, ATTENTION_BLOCK, count, pairs, n / 2,
-                                 sums);
-                for (int i = 0; i < count; i++)
-                    kernels.add(out + size_t(r + i) * out_stride + at, sums + i * LANES,
-                                scale[r + i], std::min(LANES, width - at));
-            }
+    void weigh(int block, float* out, int64_t* totals) {
+        for (int head = 0; head < piece.heads; head++) weigh_head(block, head, out, totals);
     }
 
-    void divide(float* out, size_t out_stride, const int64_t* totals) {
+    // Divides by the sum of weights; all_out is (T, H, W).
+    void finish(float* all_out) {
+        const size_t width = size_t(cache.value_width);
         for (int r = 0; r < rows; r++) {
             const int64_t of_sink = how.sinks ? kernels.weight_of(sink(r), highest[r]) : 0;
-            kernels.divide(out + size_t(r) * out_stride, totals[r] + of_sink, cache.value_width);
+            kernels.divide(out + r * width, totals[r] + of_sink, cache.value_width);
+            std::copy_n(out + r * width, width, all_out + query(r) * width);
         }
-    }
-
-    // out (T, H, W)
-    void write(const float* from, float* out) const {
-        const size_t width = size_t(cache.value_width), heads = size_t(cache.kv_heads) * group;
-        for (int n = 0; n < piece.tokens; n++)
-            std::copy_n(from + n * group * width, group * width,
-                        out + ((piece.first_token + n) * heads + piece.head * group) * width);
     }
 
     const shoal_cache& cache;
     const Piece piece;
-    const int group, rows;
+    const int group, of_head, rows;  // rows: queries, head by head, then token by token
     int blocks;
     float* out;       // (rows, W)
     int64_t* totals;  // (rows)
@@ -125,20 +101,22 @@ class Tile {
         std::fill_n(out, R * width, 0.f);
     }
 
+    // Where a row's query is among all of the step.
+    size_t query(int r) const {
+        const int64_t head = (piece.head + r / of_head) * group + r % group;
+        return size_t((piece.first_token + r % of_head / group) * cache.kv_heads * group + head);
+    }
+
     void copy_queries(const Queries& queries) {
-        for (int n = 0; n < piece.tokens; n++) {
-            const size_t at = size_t(piece.first_token + n) * queries.heads + piece.head * group;
-            std::copy_n(queries.codes + at * stride, group * stride, codes + n * group * stride);
-            std::copy_n(queries.scale + at, group, scale + n * group);
+        for (int r = 0; r < rows; r++) {
+            std::copy_n(queries.codes + query(r) * stride, stride, codes + size_t(r) * stride);
+            scale[r] = queries.scale[query(r)];
         }
     }
 
     float* scores_of(int r) { return scores + size_t(r) * blocks * ATTENTION_BLOCK; }
 
-    // From r on, in nearly equal parts.
-    int at_once(int r) const { return int(parts(rows - r, parts(rows - r, kernels.rows))); }
-
-    float sink(int r) const { return how.sinks[piece.head * group + r % group]; }
+    float sink(int r) const { return how.sinks[(piece.head + r / of_head) * group + r % group]; }
 
     // How many of a block's tokens are computed: those up to the last that is seen, in whole lanes.
     int lanes(int block) const {
@@ -146,7 +124,7 @@ class Tile {
         return int(std::min<int64_t>(ATTENTION_BLOCK, parts(left, LANES) * LANES));
     }
 
-    // Where in the pools the head of each token lies, from the first block on; -1 where none sees it.
+    // Where in the pools each token's first head lies, from the first block on; -1: never seen.
     void find_slots(const shoal_step& step) {
         const int64_t* pages = step.pages + step.page_begin[piece.row];
         const int64_t size = step.page_size;
@@ -159,16 +137,20 @@ class Tile {
         std::fill(entries + (high - first), entries + int64_t(blocks) * ATTENTION_BLOCK, -1);
     }
 
-    void score_lanes(int block, int sub) {
+    // How many rows of a head to take at once from r on, in nearly equal parts.
+    int at_once(int r) const {
+        const int left = of_head - r % of_head;
+        return int(parts(left, parts(left, kernels.rows)));
+    }
+
+    void score_lanes(int64_t at, int head) {
         static thread_local Bytes memory;
         memory.reserve(size_t(stride / 2) * LANES * 4);
         auto* panel = memory.as<int32_t>();
-        const int64_t at = int64_t(block) * ATTENTION_BLOCK + sub;
         alignas(64) float key_scale[LANES];
-        fetch(at);
-        pack_keys(entries + at, panel, key_scale);
+        pack_keys(at, head, panel, key_scale);
         alignas(64) int32_t sums[16 * LANES];
-        for (int r = 0, count; r < rows; r += count) {
+        for (int r = head * of_head, count; r < (head + 1) * of_head; r += count) {
             count = at_once(r);
             kernels.products(codes + size_t(r) * stride, size_t(stride), count, panel, stride / 2,
                              sums);
@@ -179,45 +161,70 @@ class Tile {
 
     void finish_scores(int r, int64_t position, const int32_t* sums, const float* key_scale,
                        float* to) {
-        const int64_t own = piece.position + r / group;
+        const int64_t own = piece.position + r % of_head / group;
         const int64_t begin = how.window ? own - how.window + 1 - position : 0;
         const int end = int(std::clamp<int64_t>(own + 1 - position, 0, LANES));
         kernels.score(sums, key_scale, scale[r], how.softcap,
                       int(std::clamp<int64_t>(begin, 0, LANES)), end, to);
     }
 
-    void pack_keys(const int64_t* entry, int32_t* panel, float* key_scale) const {
+    void weigh_head(int block, int head, float* out, int64_t* totals) {
+        static thread_local Bytes memory;
+        const int n = lanes(block), width = cache.value_width, panels = int(parts(width, LANES));
+        const size_t panel_size = ATTENTION_BLOCK / 2 * LANES, R = size_t(of_head);
+        memory.reserve(panels * panel_size * 4 + R * (ATTENTION_BLOCK * 2 + 4));
+        auto* pairs = memory.as<int32_t>();
+        auto* codes = reinterpret_cast<int16_t*>(pairs + panels * panel_size);
+        auto* scale = reinterpret_cast<float*>(codes + R * ATTENTION_BLOCK);
+        const int64_t at = int64_t(block) * ATTENTION_BLOCK;
+        alignas(64) float value_scale[ATTENTION_BLOCK];
+        pack_values(at, head, n, pairs, panel_size, value_scale);
+        const int begin = head * of_head;
+        for (int i = 0; i < of_head; i++) {
+            float* weights = scores_of(begin + i) + at;
+            totals[begin + i] += kernels.weigh(weights, highest[begin + i], value_scale, n);
+            scale[i] = kernels.encode(weights, n, codes + i * ATTENTION_BLOCK);
+        }
+        for (int panel = 0; panel < panels; panel++)
+            add_panel(codes, scale, pairs + panel * panel_size, n,
+                      std::min(LANES, width - panel * LANES),
+                      out + size_t(begin) * width + panel * LANES);
+    }
+
+    void add_panel(const int16_t* codes, const float* scale, const int32_t* pairs, int n, int width,
+                   float* out) const {
+        alignas(64) int32_t sums[16 * LANES];
+        for (int r = 0, count; r < of_head; r += count) {
+            count = at_once(r);
+            kernels.products(codes + r * ATTENTION_BLOCK, ATTENTION_BLOCK, count, pairs, n / 2,
+                             sums);
+            for (int i = 0; i < count; i++)
+                kernels.add(out + size_t(r + i) * cache.value_width, sums + i * LANES, scale[r + i],
+                            width);
+        }
+    }
+
+    void pack_keys(int64_t at, int head, int32_t* panel, float* key_scale) const {
         const int16_t* tokens[LANES];
         for (int i = 0; i < LANES; i++) {
-            tokens[i] = entry[i] < 0 ? ZEROS : cache.keys + entry[i] * cache.key_width;
-            key_scale[i] = entry[i] < 0 ? 0.f : cache.key_scale[entry[i]];
+            const int64_t entry = entries[at + i] + head;
+            const bool there = entries[at + i] >= 0;
+            tokens[i] = there ? cache.keys + entry * cache.key_width : ZEROS;
+            key_scale[i] = there ? cache.key_scale[entry] : 0.f;
         }
         kernels.pack_keys(tokens, cache.key_width, panel);
     }
 
-    void pack_values(int block, int n, int32_t* pairs, size_t panel_size, float* value_scale) const {
-        const int64_t* entry = entries + int64_t(block) * ATTENTION_BLOCK;
+    void pack_values(int64_t at, int head, int n, int32_t* pairs, size_t panel_size,
+                     float* value_scale) const {
         const int16_t* tokens[ATTENTION_BLOCK];
         for (int i = 0; i < n; i++) {
-            tokens[i] = entry[i] < 0 ? ZEROS : cache.values + entry[i] * cache.value_width;
-            value_scale[i] = entry[i] < 0 ? 0.f : cache.value_scale[entry[i]];
+            const int64_t entry = entries[at + i] + head;
+            const bool there = entries[at + i] >= 0;
+            tokens[i] = there ? cache.values + entry * cache.value_width : ZEROS;
+            value_scale[i] = there ? cache.value_scale[entry] : 0.f;
         }
         kernels.pack_values(tokens, n, cache.value_width, pairs, panel_size);
-    }
-
-    // Tokens lie scattered, so the processor does not guess what comes next.
-    void fetch(int64_t at) const {
-        const int64_t next = at + LANES, all = high - first;
-        for (int64_t i = next; i < std::min(all, next + LANES); i++)
-            fetch_row(cache.keys, entries[i], cache.key_width, cache.key_scale);
-        for (int64_t i = at; i < std::min(all, at + LANES); i++)
-            fetch_row(cache.values, entries[i], cache.value_width, cache.value_scale);
-    }
-
-    static void fetch_row(const int16_t* codes, int64_t entry, int width, const float* scale) {
-        if (entry < 0) return;
-        for (int i = 0; i < width; i += 32) __builtin_prefetch(codes + entry * width + i);
-        __builtin_prefetch(scale + entry);
     }
 
     const shoal_scores& how;
@@ -233,11 +240,8 @@ class Tile {
 void run_alone(Tile& tile, float* out) {
     for (int block = 0; block < tile.blocks; block++) tile.score(block);
     tile.find_highest();
-    const size_t width = size_t(tile.cache.value_width);
-    for (int block = 0; block < tile.blocks; block++)
-        tile.weigh(block, tile.out, width, tile.totals);
-    tile.divide(tile.out, width, tile.totals);
-    tile.write(tile.out, out);
+    for (int block = 0; block < tile.blocks; block++) tile.weigh(block, tile.out, tile.totals);
+    tile.finish(out);
 }
 
 // The same, with the blocks shared among the threads and added in their order afterwards.
@@ -252,33 +256,34 @@ void run_together(Tile& tile, float* out) {
     parallel(tile.blocks, [&](int block) { tile.score(block); });
     tile.find_highest();
     parallel(tile.blocks, [&](int block) {
-        tile.weigh(block, sums + size_t(block) * size, size / rows, totals + size_t(block) * rows);
+        tile.weigh(block, sums + size_t(block) * size, totals + size_t(block) * rows);
     });
     for (size_t block = 0; block < size_t(tile.blocks); block++) {
         for (size_t i = 0; i < size; i++) tile.out[i] += sums[block * size + i];
         for (size_t r = 0; r < rows; r++) tile.totals[r] += totals[block * rows + r];
     }
-    tile.divide(tile.out, size / rows, tile.totals);
-    tile.write(tile.out, out);
+    tile.finish(out);
 }
 
 int64_t tokens_of_a_piece(int64_t context, int group) {
-    const int64_t queries = std::min<int64_t>(MOST_QUERIES, MOST_SCORES / std::max<int64_t>(1, context));
-    return std::max<int64_t>(1, queries / group);
+    const int64_t most = MOST_SCORES / std::max<int64_t>(1, context);
+    return std::max<int64_t>(1, std::min<int64_t>(MOST_QUERIES, most) / group);
 }
 
 // The longest first, so that no thread is left with one at the end.
 void list_pieces(const shoal_cache& cache, const shoal_step& step, int group,
-                std::vector<Piece>& pieces) {
+                 std::vector<Piece>& pieces) {
     pieces.clear();
     int64_t first_token = 0;
     for (int row = 0; row < step.rows; row++) {
         const int64_t start = step.start[row], count = step.count[row];
-        const int64_t most = tokens_of_a_piece(start + count, group);
-        for (int64_t at = (count - 1) / most * most; at >= 0; at -= most)
-            for (int head = 0; head < cache.kv_heads && count; head++)
-                pieces.push_back({row, head, first_token + at, start + at,
-                                 std::min(most, count - at)});
+        const bool small = step.rows >= 4 * threads() && count * group <= FEW_QUERIES;
+        const int heads = small ? cache.kv_heads : 1;  // all that lies at one place in memory
+        const int64_t most = tokens_of_a_piece(start + count, group * heads);
+        for (int64_t at = (count - 1) / most * most; at >= 0 && count; at -= most)
+            for (int head = 0; head < cache.kv_heads; head += heads)
+                pieces.push_back({row, head, heads, first_token + at, start + at,
+                                  std::min(most, count - at)});
         first_token += count;
     }
 }
@@ -290,7 +295,8 @@ struct Work {
         for (const Piece& piece : pieces) {
             int64_t context = piece.position + piece.tokens;
             if (how.window) context = std::min(context, how.window + piece.tokens);
-            all += context * (cache.key_width + cache.value_width) * (piece.tokens * group + 8);
+            const int64_t queries = (piece.tokens * group + 8) * piece.heads;  // 8: packing
+            all += context * (cache.key_width + cache.value_width) * queries;
             longest = std::max(longest, context);
         }
     }

@@ -40,6 +40,7 @@ struct AttentionKernels {
 const AttentionKernels* attention_avx512vnni();
 const AttentionKernels* attention_avxvnni();
 const AttentionKernels* attention_avx2();
+const AttentionKernels* attention_sse41();
 const AttentionKernels* attention_neondot();
 const AttentionKernels* attention_neon();
 const AttentionKernels* attention_generic();

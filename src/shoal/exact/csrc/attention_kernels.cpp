@@ -178,7 +178,8 @@ int turn_tokens(const int16_t* const* tokens, int width, int32_t* panel) {
     constexpr int SIZE = Pairs::SIZE;
     int at = 0;
     for (; at + 2 * SIZE <= width; at += 2 * SIZE)
-        for (int t = 0; t < LANES; t += SIZE) Pairs::turn(tokens + t, at, panel + at / 2 * LANES + t);
+        for (int t = 0; t < LANES; t += SIZE)
+            Pairs::turn(tokens + t, at, panel + at / 2 * LANES + t);
     return at;
 }
 

@@ -21,6 +21,7 @@ struct Elementwise {
 const Elementwise* elementwise_avx512vnni();
 const Elementwise* elementwise_avxvnni();
 const Elementwise* elementwise_avx2();
+const Elementwise* elementwise_sse41();
 const Elementwise* elementwise_neondot();
 const Elementwise* elementwise_neon();
 const Elementwise* elementwise_generic();

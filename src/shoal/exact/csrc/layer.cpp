@@ -78,12 +78,15 @@ class Store {
     void query(int t, const float* q) const {
         for (int h = 0; h < heads; h++) {
             const size_t at = size_t(t) * heads + h;
-            scale[at] = round(q + h * cache.key_width, cache.key_width, codes + at * stride) * scaling;
-            std::fill(codes + at * stride + cache.key_width, codes + (at + 1) * stride, 0);
+            int16_t* to = codes + at * stride;
+            scale[at] = round(q + h * cache.key_width, cache.key_width, to) * scaling;
+            std::fill(to + cache.key_width, to + stride, 0);
         }
     }
 
-    void key(int t, const float* k) const { put(t, k, cache.key_width, cache.keys, cache.key_scale); }
+    void key(int t, const float* k) const {
+        put(t, k, cache.key_width, cache.keys, cache.key_scale);
+    }
 
     void value(int t, const float* v) const {
         put(t, v, cache.value_width, cache.values, cache.value_scale);
@@ -161,7 +164,8 @@ class Layer {
     void norm_heads(float* x, int heads, const float* norm, int length) const {
         if (!norm) return;
         const int all = heads * layer.cache.key_width;
-        for (float* end = x + all; x < end; x += length) e.norm(x, norm, layer.attention_eps, length, x);
+        for (float* end = x + all; x < end; x += length)
+            e.norm(x, norm, layer.attention_eps, length, x);
     }
 
     void rotate(float* x, int heads, int t) const {

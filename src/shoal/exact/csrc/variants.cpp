@@ -22,6 +22,9 @@ constexpr GetElementwise ELEMENTWISE[] = {
 #ifdef SHOAL_HAS_avx2
     elementwise_avx2,
 #endif
+#ifdef SHOAL_HAS_sse41
+    elementwise_sse41,
+#endif
 #ifdef SHOAL_HAS_neondot
     elementwise_neondot,
 #endif
@@ -40,6 +43,9 @@ constexpr GetAttention ATTENTION[] = {
 #endif
 #ifdef SHOAL_HAS_avx2
     attention_avx2,
+#endif
+#ifdef SHOAL_HAS_sse41
+    attention_sse41,
 #endif
 #ifdef SHOAL_HAS_neondot
     attention_neondot,
