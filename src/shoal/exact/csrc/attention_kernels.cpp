@@ -3,7 +3,7 @@
 #include "attention.h"
 #include "exp.h"
 
-#if defined(__AVX2__)
+#if defined(__SSE4_1__)
 #include <immintrin.h>
 #endif
 
@@ -122,9 +122,42 @@ struct Pairs {
     }
 };
 
+#elif defined(__SSE4_1__)
+
+struct Pairs {
+    using Vector = __m128i;
+    static constexpr int SIZE = 4, ROWS = 1;
+    static Vector zero() { return _mm_setzero_si128(); }
+    static Vector load(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+    static void store(void* p, Vector v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
+    static Vector spread(const int16_t* a) { return _mm_set1_epi32(pair_at(a)); }
+    static Vector dot(Vector sum, Vector a, Vector b) {
+        return _mm_add_epi32(sum, _mm_madd_epi16(a, b));
+    }
+
+    static void turn(const int16_t* const* rows, int at, int32_t* to) {
+        const __m128i a = load(rows[0] + at), b = load(rows[1] + at);
+        const __m128i c = load(rows[2] + at), d = load(rows[3] + at);
+        const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
+        const __m128i ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
+        store(to, _mm_unpacklo_epi64(ab, cd));
+        store(to + LANES, _mm_unpackhi_epi64(ab, cd));
+        store(to + 2 * LANES, _mm_unpacklo_epi64(ab2, cd2));
+        store(to + 3 * LANES, _mm_unpackhi_epi64(ab2, cd2));
+    }
+
+    static void join(const int16_t* even, const int16_t* odd, int32_t* to) {
+        for (int i = 0; i < LANES; i += 8) {
+            const __m128i a = load(even + i), b = load(odd + i);
+            store(to + i, _mm_unpacklo_epi16(a, b));
+            store(to + i + 4, _mm_unpackhi_epi16(a, b));
+        }
+    }
+};
+
 #endif
 
-#if defined(__AVX2__)
+#if defined(__SSE4_1__)
 
 template <int I>
 struct Constant {
