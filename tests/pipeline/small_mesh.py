@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from shoal.engine.draft import Wish
 from shoal.engine.prefix import PrefixPool
 from shoal.engine.request import Sampled, Sampling
 from shoal.errors import NoRoute, ShoalError
@@ -65,9 +67,16 @@ class ToySampler:
     sampling: Sampling
     outputs: int
 
-    def choose(self, value: int) -> Sampled:
-        self.outputs += 1
-        return Sampled(value, "length" if self.outputs >= self.sampling.max_tokens else "")
+    def choose(self, values: list[int], draft: Sequence[int]) -> tuple[Sampled, ...]:
+        """One token, and those of the draft that are right."""
+        chosen: list[Sampled] = []
+        for value, guess in zip(values, (*draft, None), strict=True):
+            self.outputs += 1
+            over = self.outputs >= self.sampling.max_tokens
+            chosen.append(Sampled(value, "length" if over else ""))
+            if over or value != guess:
+                break
+        return tuple(chosen)
 
 
 @dataclass
@@ -77,6 +86,8 @@ class ToyNode:
     id: NodeId
     layers: Slice
     sessions: StageSessions
+    guess: Callable[[Wish], tuple[int, ...]] | None = None
+    forwards: int = 0
     ready: deque = field(default_factory=deque)
     cache: dict = field(default_factory=dict)
 
@@ -88,8 +99,13 @@ class ToyNode:
                 seen.add(row.session)
                 rows.append(row)
                 self.ready.remove(row)
+        self.forwards += 1
         self.sessions.begin(rows)
-        return rows
+        if self.guess is None:
+            return rows
+        wishes = self.sessions.guesses.wishes(rows)
+        drafts = {at: self.guess(wish) for at, wish in wishes.items()}
+        return self.sessions.guesses.added(rows, drafts)
 
     def compute(self, rows: list) -> tuple[list, list]:
         hidden, sampled = [], []
@@ -101,7 +117,8 @@ class ToyNode:
                     for at, value in enumerate(values)
                 ]
             hidden.append(values)
-            sampled.append(row.sampler.choose(values[-1]) if row.sampler else None)
+            ends = values[-1 - len(row.draft) :]
+            sampled.append(row.sampler.choose(ends, row.draft) if row.sampler else ())
         return hidden, sampled
 
     def _layer(self, number: int, row, position: int, value: int) -> int:
@@ -123,6 +140,7 @@ class SmallMesh:
     headroom: int = 4
     share_prefixes: bool = True
     gateway_share: float = 1.0
+    guess: Callable[[Wish], tuple[int, ...]] | None = None  # the first stages' drafter
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -148,7 +166,7 @@ class SmallMesh:
             vocab_size=VOCABULARY,
             context_length=self.context_length,
             pool=PrefixPool(self.pages, PAGE),
-            make_sampler=lambda sampling, prompt, output: ToySampler(sampling, len(output)),
+            make_sampler=self.make_sampler,
             config=StageSessionsConfig(
                 chunk_tokens=4,
                 max_waiting=self.max_waiting,
@@ -157,13 +175,21 @@ class SmallMesh:
                 gateway_share=self.gateway_share,
             ),
         )
-        return ToyNode(name, cut, sessions)
+        return ToyNode(name, cut, sessions, self.guess)
+
+    def make_sampler(self, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]):
+        return ToySampler(sampling, len(output))
 
     # ---- the client's side
 
     def ask(self, prompt: tuple[int, ...], max_tokens: int, gateway: NodeId = GATEWAY) -> int:
+        return self.ask_for(prompt, Sampling(temperature=0, max_tokens=max_tokens), gateway)
+
+    def ask_for(
+        self, prompt: tuple[int, ...], sampling: Sampling, gateway: NodeId = GATEWAY
+    ) -> int:
         generation = Generation(
-            Request("toy", prompt, Sampling(temperature=0, max_tokens=max_tokens)),
+            Request("toy", prompt, sampling),
             self._new_session,
             GenerationConfig(page_tokens=PAGE),
             born=len(self.generations),

@@ -41,12 +41,12 @@ def test_a_draft_ends_before_a_token_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "fits"), [([1], True), ([1, 9], True), ([1, 2, 9], True), ([2, 9], False)]
+    ("tokens", "fits"),
+    [([], True), ([1], True), ([1, 2], True), ([2], False), ([1, 2, 3], False), ([1, 9], False)],
 )
 def test_an_answer_begins_as_the_draft(tokens: list[int], fits: bool) -> None:
     assert fits_draft([Sampled(token) for token in tokens], (1, 2)) == fits
 
 
-def test_an_answer_has_one_token_more_than_the_draft_at_most() -> None:
-    assert not fits_draft([Sampled(1), Sampled(2), Sampled(3)], (1,))
-    assert not fits_draft([Sampled(1), Sampled(2)], ())
+def test_no_token_of_the_draft_can_be_the_end_and_not_the_last() -> None:
+    assert not fits_draft([Sampled(1, "stop")], (1, 2))

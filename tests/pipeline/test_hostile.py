@@ -176,6 +176,7 @@ def test_no_sequence_of_messages_hurts_the_node(
             node.links.full.clear()
             for each in (ME, MALLORY, ALICE, BOB):
                 node.pipeline.node_lost(each, "gone")
+            await node.settle()  # what could not be sent is noticed a turn later
             await node.until(lambda: not pages_used(node))
             assert not any(worker.sessions.ids() for worker in node.pipeline.workers)
             assert len(await answer(node)) == 4

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ..errors import InvalidRequest, NoCapacity, Overloaded
 from ..models.checkpoint import Checkpoint
 from ..models.slice import load_slice
 from ..models.text import Tokenizer
-from ..units import SessionId, readable_bytes
+from ..units import Quant, SessionId, readable_bytes
 from .draft import Wish
 from .pages import PagePool
 from .rows import Row
@@ -138,7 +137,7 @@ def load_drafter(
     *,
     memory_bytes: int,
     dtype: str | None = None,
-    quant: Literal["none", "int8"] = "none",
+    quant: Quant = "none",
     device: str = "cpu",
 ) -> tuple[ModelDrafter, int]:
     """A drafter for `model`, and the bytes that its weights and cache take of `memory_bytes`.

@@ -176,6 +176,7 @@ class Node:
             kv_tokens=config.kv_tokens,
             dtype=dtype,
             quant=quant,
+            draft=config.draft,
             tune_threads=not config.threads,
             proofs_dir=config.folders.proofs_dir,
             scratch_dir=config.folders.scratch_dir,

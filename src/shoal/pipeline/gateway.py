@@ -52,6 +52,7 @@ class Stream:
         self.live: SessionId | None = None  # the session that the gateway listens to
         self.settled = asyncio.Event()  # every stage is open, or the generation is over
         self.error: ShoalError | None = None
+        self.speaks = False  # a token has come
 
     @property
     def plan(self) -> Plan | None:
@@ -176,7 +177,8 @@ class Gateway:
                 case FindRoute(avoid):
                     self._find_route(stream, avoid)
                 case Deliver(sampled):
-                    if len(stream.generation.output) == 1:
+                    if not stream.speaks:
+                        stream.speaks = True
                         name = stream.generation.request.model_name
                         self._emit(FirstToken(stream.id, name, self.clock() - stream.started))
                     stream.put(sampled)

@@ -289,14 +289,16 @@ class Generation:
             return []
         if sender != self._plan().stops[-1].node or entry.index != len(self.output):
             return []
-        if entry.sampled.token >= self._plan().vocab_size:
+        if any(each.token >= self._plan().vocab_size for each in entry.tokens):
             return self._again(frozenset({sender}), "it sent a token that does not exist")
-        self.output.append(entry.sampled.token)
         self._preemptions = 0
-        sampled = self._ended(entry.sampled)
-        delivered: list[Instruction] = [Deliver(sampled)]
-        if sampled.finish:
-            return [*delivered, *self._abandon(), *self._over(sampled.finish, None)]
+        delivered: list[Instruction] = []
+        for each in entry.tokens:
+            self.output.append(each.token)
+            sampled = self._ended(each)
+            delivered.append(Deliver(sampled))
+            if sampled.finish:
+                return [*delivered, *self._abandon(), *self._over(sampled.finish, None)]
         return delivered
 
     def _ended(self, sampled: Sampled) -> Sampled:

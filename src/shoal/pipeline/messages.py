@@ -10,19 +10,21 @@ from __future__ import annotations
 import array
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 
+from ..engine.draft import MAX_DRAFT
 from ..engine.prefix import DIGEST_BYTES, PAGE_TOKENS
-from ..engine.request import Sampled, Sampling
+from ..engine.request import Sampled, Sampling, TokenId
 from ..errors import BadMessage
 from ..transport import Bytes, Frame
 from ..units import ModelId, NodeId, SessionId, Slice
 
 CHANNEL = 1  # of the transport's frames
 MAX_ROWS = 4096  # sequences in one step: more than any stage will ever batch
+MAX_TOKENS_IN_FRAME = 128  # with twenty alternatives each they fill most of a header
 MAX_ROW_TOKENS = 512  # of one session in one step: prompts are cut at 256
 MAX_TOKENS = 1 << 31
 MAX_DIGESTS = 1 << 16  # of one session's pages
@@ -95,11 +97,18 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class RowEntry(msgspec.Struct, frozen=True, array_like=True):
-    """`count` positions of one session, from position `start`."""
+    """`count` positions of one session, from position `start`. All but the first may be a `draft`:
+    guesses that the last stage checks. The next row writes over those that were wrong.
+    """
 
     session: _Session
     start: _Tokens
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROW_TOKENS)]
+    draft: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_DRAFT)] = ()
+
+    def __post_init__(self) -> None:
+        if self.draft and self.count != 1 + len(self.draft):
+            raise ValueError("a draft follows one token")
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -111,15 +120,36 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 
 class TokenEntry(msgspec.Struct, frozen=True, array_like=True):
+    """What was chosen after one row: the tokens of its draft that were right, then `sampled`."""
+
     session: _Session
-    index: _Tokens  # position in the output, from 0
+    index: _Tokens  # position of the first of them in the output, from 0
     sampled: Sampled
+    foretold: Annotated[tuple[Sampled, ...], msgspec.Meta(max_length=MAX_DRAFT)] = ()
+
+    @property
+    def tokens(self) -> tuple[Sampled, ...]:
+        return (*self.foretold, self.sampled)
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):
     """Last stage -> first stage (to go on) and gateway (to stream)."""
 
     entries: Annotated[tuple[TokenEntry, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
+
+
+def tokens_in_frames(entries: Sequence[TokenEntry]) -> Iterator[Tokens]:
+    """Mostly one message; several where one could outgrow its header."""
+    part: list[TokenEntry] = []
+    size = 0
+    for entry in entries:
+        if part and size + len(entry.tokens) > MAX_TOKENS_IN_FRAME:
+            yield Tokens(tuple(part))
+            part, size = [], 0
+        part.append(entry)
+        size += len(entry.tokens)
+    if part:
+        yield Tokens(tuple(part))
 
 
 class Close(msgspec.Struct, frozen=True, tag=True):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
 from ..engine.batcher import BatcherConfig
+from ..engine.draft import Drafter, NgramDrafter, rewinds
 from ..engine.prefix import PrefixPool, UnsharedPool
 from ..engine.rows import Row
 from ..engine.served import Engine
@@ -51,6 +52,7 @@ class ServingConfig:
     quant: Quant = "none"
     device: str = "cpu"
     tune_threads: bool = False  # find the fastest number of them, up to torch's own choice
+    draft: str = "ngram"  # who guesses tokens ahead: "ngram", "none" or a smaller model
     proofs_dir: Path | None = None
     scratch_dir: Path | None = None  # for files that are gone once they are read
     gateway_share: float = 1.0  # of our sessions and pages that one other node may have
@@ -133,6 +135,31 @@ def _load_gguf(checkpoint: GgufCheckpoint, layers: Slice, config: ServingConfig)
     )
 
 
+def make_drafter(
+    checkpoint: Checkpoint, layers: Slice, config: ServingConfig
+) -> tuple[Drafter | None, int]:
+    """Who guesses for a stage with the first layers, and the bytes of memory that it takes.
+
+    Raises InvalidRequest for a draft model with other tokens, NoCapacity for one too large.
+    """
+    if config.draft == "none" or layers.start or not rewinds(checkpoint.config):
+        return None, 0
+    if config.draft == "ngram":
+        return NgramDrafter(), 0
+    import_engine()
+    from ..engine.draft_model import load_drafter
+    from ..models.checkpoint import open_checkpoint
+
+    return load_drafter(
+        open_checkpoint(config.draft),
+        checkpoint,
+        memory_bytes=config.memory_bytes,
+        dtype=config.dtype,
+        quant=config.quant,
+        device=config.device,
+    )
+
+
 def make_samplers(checkpoint: Checkpoint, layers: Slice) -> Samplers:
     """Only a last stage is asked for any. Reads the tokenizer: up to a second for a large one."""
     from ..engine.grammar import Grammars
@@ -152,7 +179,7 @@ def step_tokens(stage: Stage | GgufStage) -> int:
     """Prompt tokens of one step: as many as fit into one frame beside a row for each session."""
     row_bytes = stage.model.hidden_size * stage.model.dtype.itemsize
     usual = BatcherConfig()
-    fit = FrameLimits().max_body_bytes // row_bytes - usual.max_rows
+    fit = FrameLimits().max_body_bytes // row_bytes - usual.max_rows - usual.max_drafted
     return max(1, min(usual.max_tokens, fit))
 
 
@@ -228,6 +255,8 @@ class Serving:
         compute = compute_class(checkpoint, config)
         self._put(Served(checkpoint, layers, compute, "joining", layer_seconds, pinned))
         try:
+            drafter, taken = await self._thread.run(make_drafter, checkpoint, layers, config)
+            config = replace(config, memory_bytes=config.memory_bytes - taken)
             stage = await self._thread.run(load_stage, checkpoint, layers, config)
             step_seconds = await self._thread.run(warm_up, stage, self._clock)
             samplers = await self._thread.run(make_samplers, checkpoint, layers)
@@ -235,6 +264,8 @@ class Serving:
             self._forget(model, "failed")
             raise
         worker = self._worker(checkpoint, layers, compute, stage, samplers)
+        if drafter is not None:
+            worker.guess_with(drafter)
         self._pipeline.serve(worker)
         measured = step_seconds / len(layers)
         self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))

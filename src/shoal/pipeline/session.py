@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from ..engine.rows import Row
 from ..events import PrefixMatched, SessionPreempted
 from ..units import NodeId, SessionId
-from .messages import Lost, Open, Opened, Preempted, Refused, Step, Tokens
+from .drafting import Drafting, fits_draft
+from .messages import Lost, Open, Opened, Preempted, Refused, RowEntry, Step, TokenEntry, Tokens
 
 if TYPE_CHECKING:
     from ..engine.sampling import SamplerState
@@ -66,6 +67,7 @@ class StageSessionsConfig:
     max_sessions: int = 256
     max_waiting: int = 64  # sessions that queue for pages
     chunk_tokens: int = 256  # prompts are cut at multiples of this, counted from position 0
+    draft_positions: int = 32  # guesses and rows of all sessions together; 0 = nobody guesses
     headroom_tokens: int = 64  # pages beyond what a session needs at the moment
     share_prefixes: bool = True  # False where a page alone is not all that a layer remembers
     max_patience_s: float = 120.0
@@ -90,6 +92,8 @@ class Session:
     pages: tuple[int, ...] = ()
     named: int = 0  # of the pages, those that others may find
     position: int = 0
+    draft: Sequence[int] = ()  # guesses in the last row accepted: its last positions
+    drafting: Drafting | None = None  # where we are the first stage and guess
     computed: int = 0
     begun: bool = False  # its first row is here
     pending: deque[Row] = field(default_factory=deque)
@@ -101,6 +105,34 @@ class Session:
     def age(self) -> tuple[int, NodeId, SessionId]:
         """The lower, the older: the same order at every stage."""
         return self.open.born, self.gateway, self.open.session
+
+    @property
+    def sure(self) -> int:
+        """Positions that will not be written again."""
+        return self.position - len(self.draft)
+
+    def misplaced(self, entry: RowEntry, vocab_size: int) -> str:
+        """Why this row cannot be the next one, or ""."""
+        if not self.sure <= entry.start <= self.position:
+            return f"expected position {self.position}, got {entry.start}"
+        if entry.start + entry.count > self.open.reserve_tokens:
+            return f"it outgrew the {self.open.reserve_tokens} tokens it reserved"
+        if entry.draft and not self.samples_at(entry.start + 1):
+            return "a guess in the middle of what is known"
+        if entry.draft and max(entry.draft) >= vocab_size:
+            return f"token id {max(entry.draft)} is outside the vocabulary of {vocab_size}"
+        return ""
+
+    def unexpected(self, entry: TokenEntry, vocab_size: int) -> str:
+        """Why these cannot be the tokens that follow our last row, or ""."""
+        strange = [each.token for each in entry.tokens if each.token >= vocab_size]
+        if strange:
+            return f"token id {strange[0]} is outside the vocabulary of {vocab_size}"
+        if self.sure - self.prompt_tokens != entry.index:
+            return f"token {entry.index} came out of turn"
+        if not fits_draft(entry.foretold, self.draft):
+            return f"token {entry.index} is not what was guessed"
+        return ""
 
     @property
     def prompt_tokens(self) -> int:

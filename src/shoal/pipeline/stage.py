@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ..engine.request import Sampled
 from ..engine.rows import Row
 from ..units import NodeId, SessionId
-from .messages import Lost, RowEntry, Step, TokenEntry, Tokens, one_line
+from .messages import Lost, RowEntry, Step, TokenEntry, one_line, tokens_in_frames
 from .session import (
     Connect,
     Drop,
@@ -84,13 +84,9 @@ class StageSessions(SessionTable):
         if not this.begun and entry.start in range(0, this.position + 1, self.pool.page_size):
             self._pages.trim(this, entry.start)
             out.append(self._begun(this))
-        if entry.start != this.position:
-            why = f"expected position {this.position}, got {entry.start}"
+        if why := this.misplaced(entry, self.vocab_size):
             return self.fail(entry.session, why, now, blame=sender)
-        if entry.start + entry.count > this.open.reserve_tokens:
-            why = f"it outgrew the {this.open.reserve_tokens} tokens it reserved"
-            return self.fail(entry.session, why, now, blame=sender)
-        row = Row(entry.session, entry.start, (), entry.count, wire=hidden)
+        row = Row(entry.session, entry.start, (), entry.count, wire=hidden, draft=entry.draft)
         return out + self._accept(this, row, now)
 
     def unreadable(
@@ -101,20 +97,19 @@ class StageSessions(SessionTable):
         return self.fail(session, why, now, blame=sender) if this and not self.first else []
 
     def token(self, entry: TokenEntry, sender: NodeId, now: float) -> list[Instruction]:
-        """The last stage chose a token: the first stage computes it next."""
+        """The last stage chose a token, or several: the first stage computes the last one next."""
         this = self._from(sender, entry.session)
         if this is None or not self.first:
             return []  # perhaps meant for the gateway on this same node
-        if not 0 <= entry.sampled.token < self.vocab_size:
-            why = f"token id {entry.sampled.token} is outside the vocabulary of {self.vocab_size}"
+        if why := this.unexpected(entry, self.vocab_size):
             return self.fail(entry.session, why, now, blame=sender)
-        if this.position - this.prompt_tokens != entry.index:
-            why = f"token {entry.index} came out of turn"
-            return self.fail(entry.session, why, now, blame=sender)
-        if entry.sampled.finish or this.position >= this.open.reserve_tokens:
+        tokens = [each.token for each in entry.tokens]
+        if this.drafting is not None:
+            this.drafting.learn(tokens, len(this.draft))
+        start = this.sure + len(entry.foretold)
+        if entry.sampled.finish or start >= this.open.reserve_tokens:
             return []  # the gateway will close it
-        row = Row(entry.session, this.position, (), 1, ids=(entry.sampled.token,))
-        return self._accept(this, row, now)
+        return self._accept(this, Row(entry.session, start, (), 1, ids=tokens[-1:]), now)
 
     def begin(self, rows: Sequence[Row]) -> None:
         """These rows are being computed: their pages must not be given away."""
@@ -122,19 +117,19 @@ class StageSessions(SessionTable):
             self._sessions[row.session].computing += 1
 
     def finish(
-        self, rows: Sequence[Row], sampled: Sequence[Sampled | None], now: float
+        self, rows: Sequence[Row], sampled: Sequence[Sequence[Sampled]], now: float
     ) -> list[Instruction]:
-        """The forward is done: `sampled[i]` belongs to `rows[i]`. One Forward per next hop, one
-        Tokens per reader.
+        """The forward is done: `sampled[i]` belongs to `rows[i]`, empty where none was asked for.
+        One Forward per next hop, mostly one Tokens per reader.
         """
         freed = False
         steps: dict[NodeId, tuple[list[RowEntry], list[int]]] = {}
         tokens: dict[NodeId, list[TokenEntry]] = {}
         out: list[Instruction] = []
-        for index, (row, choice) in enumerate(zip(rows, sampled, strict=True)):
+        for index, (row, chosen) in enumerate(zip(rows, sampled, strict=True)):
             this = self._sessions[row.session]
             this.computing -= 1
-            this.touched, this.computed = now, row.stop
+            this.touched, this.computed = now, row.stop - len(row.draft)
             self._pages.name(this)
             if this.closed:
                 if this.computing == 0:
@@ -142,14 +137,15 @@ class StageSessions(SessionTable):
                     freed = True
             elif not self.last:
                 entries, indices = steps.setdefault(this.open.next, ([], []))
-                entries.append(RowEntry(row.session, row.start, row.count))
+                entries.append(RowEntry(row.session, row.start, row.count, tuple(row.draft)))
                 indices.append(index)
-            elif choice is not None:
-                self._report(this, row, choice, tokens)
+            elif chosen:
+                self._report(this, row, chosen, tokens)
         out += [
             Forward(node, Step(tuple(entries)), tuple(at)) for node, (entries, at) in steps.items()
         ]
-        out += [Send(node, Tokens(tuple(entries))) for node, entries in tokens.items()]
+        for node, reported in tokens.items():
+            out += [Send(node, message) for message in tokens_in_frames(reported)]
         return out + self.admit(now) if freed else out
 
     def failed(self, row: Row, why: str, now: float) -> list[Instruction]:
@@ -164,16 +160,19 @@ class StageSessions(SessionTable):
 
     @staticmethod
     def _report(
-        this: Session, row: Row, choice: Sampled, tokens: dict[NodeId, list[TokenEntry]]
+        this: Session, row: Row, chosen: Sequence[Sampled], tokens: dict[NodeId, list[TokenEntry]]
     ) -> None:
         """The gateway gets all of it; the first stage, when it is somebody else, just what it needs
         to go on.
         """
-        index = row.stop - this.prompt_tokens
-        tokens.setdefault(this.gateway, []).append(TokenEntry(this.open.session, index, choice))
+        session, index = this.open.session, row.stop - len(row.draft) - this.prompt_tokens
+        *foretold, last = chosen
+        whole = TokenEntry(session, index, last, tuple(foretold))
+        tokens.setdefault(this.gateway, []).append(whole)
         if this.open.next != this.gateway:
-            bare = Sampled(choice.token, choice.finish)
-            tokens.setdefault(this.open.next, []).append(TokenEntry(this.open.session, index, bare))
+            *foretold, last = (Sampled(each.token, each.finish) for each in chosen)
+            bare = TokenEntry(session, index, last, tuple(foretold))
+            tokens.setdefault(this.open.next, []).append(bare)
 
     # ---- ending
 

@@ -14,6 +14,7 @@ from ..errors import BadMessage
 from ..events import PrefixMatched, SessionPreempted
 from ..units import NodeId, SessionId
 from .admission import Admission
+from .drafting import Drafting, Guesses
 from .messages import Open, Opened, Preempted
 from .opening import MakeSampler, Opening, refuse
 from .session import (
@@ -50,6 +51,7 @@ class SessionTable:
     def __post_init__(self) -> None:
         self._pages = Admission(self.pool, self.config, self._share)
         most = min(self.context_length, self.pool.total_tokens)
+        self.guesses = Guesses(self._sessions, self.config, self.pool.page_size, self.vocab_size)
         self._opening = Opening(self.first, self.last, self.vocab_size, most, self.make_sampler)
 
     def __contains__(self, session: object) -> bool:
@@ -196,6 +198,7 @@ class SessionTable:
         out: list[Instruction] = [Send(this.gateway, Opened(this.open.session, this.position))]
         if self.first:
             out.append(self._begun(this))
+            this.drafting = Drafting(this.ids) if self.config.draft_positions else None
             chunks = chunk_prompt(this.ids, self.config.chunk_tokens, this.position)
             for start, chunk in chunks:
                 out += self._take(this, Row(this.open.session, start, (), len(chunk), chunk))
@@ -211,7 +214,7 @@ class SessionTable:
     # ---- rows and pages
 
     def _take(self, this: Session, row: Row) -> list[Instruction]:
-        this.position = row.stop
+        this.position, this.draft = row.stop, row.draft
         sampler = this.sampler if this.samples_at(row.stop) else None
         this.pending.append(replace(row, sampler=sampler, owner=this.gateway))
         return self._go_on(this)

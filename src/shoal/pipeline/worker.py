@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..engine.batcher import Batcher, BatcherConfig
 from ..engine.rows import Row
 from ..errors import LinkClosed, LocalError, Overloaded
-from ..events import Emit, PagesChanged, StepDone
+from ..events import DraftsVerified, Emit, PagesChanged, StepDone
 from ..transport import Bytes, Links
 from ..units import ModelId, NodeId, SessionId, Slice
 from .messages import (
@@ -33,6 +33,7 @@ from .messages import (
 from .stage import Connect, Drop, Enqueue, Forward, Instruction, Note, Send, StageSessions
 
 if TYPE_CHECKING:
+    from ..engine.draft import Drafter, Wish
     from ..engine.stage import Stage, StepResult
     from ..engine.thread import EngineThread
 
@@ -70,6 +71,8 @@ class StageWorker:
         self._stage, self._thread, self._links = stage, thread, links
         self._emit, self._clock = emit, clock
         self._batcher = Batcher(batch)
+        self._drafter: Drafter | None = None
+        self._forgotten: list[SessionId] = []  # by us, not yet by the drafter
         self._ready = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -79,6 +82,10 @@ class StageWorker:
         self.draining = False
         self.idle = asyncio.Event()  # no session is here
         self.idle.set()
+
+    def guess_with(self, drafter: Drafter) -> None:
+        """For the sessions of a first stage, from now on."""
+        self._drafter = drafter
 
     # ---- messages in
 
@@ -145,6 +152,7 @@ class StageWorker:
                     self._spawn_connect(session, node)
                 case Drop(session):
                     self._batcher.drop(session)
+                    self._forgotten += [session] if self._drafter is not None else []
                 case Note(event):
                     self._emit(event)
                 case Forward():
@@ -219,6 +227,7 @@ class StageWorker:
     async def _step(self, rows: Sequence[Row]) -> None:
         """Rows on which the engine fails are tried again one by one: only whose row it is pays."""
         self.sessions.begin(rows)
+        rows = await self._guess(rows)
         positions = [row.sampler.position if row.sampler else 0 for row in rows]
         result = await self._compute(rows)
         if not isinstance(result, Exception):
@@ -232,6 +241,18 @@ class StageWorker:
                 self._do(self.sessions.failed(row, why, self._clock()))
             else:
                 await self._dispatch([row], again)
+
+    async def _guess(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Add drafts where there is room; a drafter that fails adds none."""
+        wishes = self.sessions.guesses.wishes(rows) if self._drafter is not None else {}
+        if self._drafter is None or not wishes:
+            return rows
+        over, self._forgotten = self._forgotten, []
+        try:
+            drafts = await self._thread.run(_draft, self._drafter, list(wishes.values()), over)
+        except (RuntimeError, ValueError, IndexError):
+            return rows
+        return self.sessions.guesses.added(rows, dict(zip(wishes, drafts, strict=True)))
 
     async def _compute(self, rows: Sequence[Row]) -> StepResult | Exception:
         """Whatever the engine raises is a result here: it says something about these rows."""
@@ -249,8 +270,8 @@ class StageWorker:
         return result
 
     async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
-        sampled = [each[0] if each else None for each in result.sampled]
-        out = self.sessions.finish(rows, sampled, self._clock())
+        out = self.sessions.finish(rows, result.sampled, self._clock())
+        self._count_drafts(rows, result)
         hops: set[NodeId] = set()
         rest: list[Instruction] = []
         for instruction in out:
@@ -266,6 +287,16 @@ class StageWorker:
         self._emit(PagesChanged(self.key.model, self.sessions.pool.used_fraction))
         for node in hops - self._congested:
             self._wait_for(node)
+
+    def _count_drafts(self, rows: Sequence[Row], result: StepResult) -> None:
+        checked = [
+            (len(row.draft), len(chosen) - 1)
+            for row, chosen in zip(rows, result.sampled, strict=True)
+            if row.draft and chosen
+        ]
+        if checked:
+            drafted, accepted = map(sum, zip(*checked, strict=True))
+            self._emit(DraftsVerified(self.key.model, drafted, accepted))
 
     async def _wire(
         self, result: StepResult, rows: Sequence[Row], chosen: Sequence[int]
@@ -291,6 +322,15 @@ class StageWorker:
             self._links.drop(node, "it does not take what is sent to it")
         self._congested.discard(node)
         self._ready.set()
+
+
+def _draft(
+    drafter: Drafter, wishes: Sequence[Wish], over: Iterable[SessionId]
+) -> list[tuple[int, ...]]:
+    """In the engine thread, after whatever was drafted for sessions that are over."""
+    for session in over:
+        drafter.forget(session)
+    return drafter.draft(wishes)
 
 
 def _own(part: memoryview) -> memoryview:
