@@ -263,3 +263,11 @@ def test_large_weights_are_rounded_in_blocks_without_a_change(
     whole = parts(weight)
     monkeypatch.setattr("shoal.exact.weights.ROWS_AT_ONCE", 7)
     assert all(map(torch.equal, parts(weight), whole))
+
+
+def test_weights_published_as_4_bit_floats_are_not_rounded_again() -> None:
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    picks = torch.randint(0, 8, (24, 128), generator=torch.Generator().manual_seed(0))
+    weight = magnitudes[picks] * 2.0**-7
+    x = torch.eye(128) * 127  # whole numbers: their own rounding loses nothing
+    assert torch.equal(quantise("int4")(weight, None)(x), x @ weight.t())
