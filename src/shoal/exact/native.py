@@ -137,6 +137,16 @@ class Native:
         made = self.library.shoal_linear16(*args, n, k)
         return NativeLinear(self, made, weights.shape, 16)
 
+    def round4(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """weight (N, K) float32 -> codes, multipliers and scale of `linear4`, as quantise_int4."""
+        n, k = weight.shape
+        codes = torch.empty(n, k, dtype=torch.uint8)
+        multipliers = torch.empty(n, -(-k // 32), dtype=torch.uint8)
+        scale = torch.empty(n)
+        into = codes.data_ptr(), multipliers.data_ptr(), scale.data_ptr()
+        self.library.shoal_round4(_pointer(weight, torch.float32), n, k, *into)
+        return codes, multipliers, scale
+
     def quantise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (M, K) float32 -> codes (M, K) uint8, scale (M, 1), as `quantise_rows` does."""
         codes, scale = torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x), 1)
@@ -219,6 +229,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_linear16": (Pointer, [Pointer, Pointer, c_int, c_int]),
     "shoal_linear_free": (None, [Pointer]),
     "shoal_linear_bytes": (c_int64, [Pointer]),
+    "shoal_round4": (None, [Pointer, c_int, c_int, Pointer, Pointer, Pointer]),
     "shoal_quantise": (None, [Pointer, c_int, c_int, Pointer, Pointer]),
     "shoal_linear_run": (None, [Pointer, Pointer, c_int, Pointer]),
     "shoal_linear_run_rows": (None, [Pointer, c_int, Pointer, Pointer, Pointer]),

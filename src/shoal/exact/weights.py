@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from . import native
 from .numbers import TINIEST
 
 LARGEST = 127
 GROUP = 32
 LARGEST_CODE, LARGEST_MULTIPLIER = 7, 18  # 7 * 18 is 126: the expanded weights fit 8 bits
+UNIT = 256  # parts of the smallest step, in which errors are counted
+CANDIDATES = 4  # multipliers that are tried for a group
 INT4_TABLE = tuple(range(-8, 8))
 FP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, twice its value
 ROWS_AT_ONCE = 128  # so that what is computed of them stays in the cache
@@ -80,34 +83,43 @@ def _int8_block(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantise_int4(weight: Tensor) -> Int4Weight:
-    """weight (N, K) of any float dtype; each group takes the multiplier with the least error."""
-    blocks = [_int4_block(block.float()) for block in torch.split(weight, ROWS_AT_ONCE)]
+    """weight (N, K) of any float dtype; each group takes the multiplier with the least error.
+
+    Errors are compared as whole numbers: every machine makes the same weights of a checkpoint.
+    """
+    rounded = _int4_block
+    library = native.load() if weight.device.type == "cpu" else None
+    if library is not None:
+        rounded = library.round4
+    blocks = [rounded(block.float().contiguous()) for block in torch.split(weight, ROWS_AT_ONCE)]
     codes, multipliers, scale = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return Int4Weight(codes, multipliers, scale)
 
 
 def _int4_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inputs = weight.shape[1]
-    groups = pad(weight, (0, -inputs % GROUP)).view(len(weight), -1, GROUP)
-    largest = groups.abs().amax(2)
-    scale = largest.amax(1).clamp_(min=TINIEST).div_(LARGEST_CODE * LARGEST_MULTIPLIER)
-    exact = largest / (LARGEST_CODE * scale[:, None])
-    best_error, multipliers = torch.full_like(exact, torch.inf), torch.ones_like(exact)
-    for shrunk in (1.0, 0.92, 0.85):  # a finer step for all may be worth cutting the largest
-        for rounded in ((exact * shrunk).floor(), (exact * shrunk).ceil()):
-            tried = rounded.clamp_(1, LARGEST_MULTIPLIER)
-            error = _int4_error(groups, tried * scale[:, None])
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            multipliers = torch.where(better, tried, multipliers)
-    codes = _int4_codes(groups, multipliers * scale[:, None]).add_(8).to(torch.uint8)
-    return codes.flatten(1)[:, :inputs].contiguous(), multipliers.to(torch.uint8), scale
+    part = weight.abs().amax(1).clamp_(min=TINIEST).div_(LARGEST_CODE * LARGEST_MULTIPLIER * UNIT)
+    parts = pad((weight / part[:, None]).round_(), (0, -inputs % GROUP))
+    groups = parts.view(len(weight), -1, GROUP)
+    whole = groups.abs().amax(2).div_(LARGEST_CODE * UNIT).ceil_()  # cuts nothing off
+    best_error, multipliers = torch.full_like(whole, torch.inf, dtype=torch.float64), whole
+    for less in range(CANDIDATES):  # a finer step for all may be worth cutting the largest
+        tried = (whole - less).clamp_(min=1)
+        error = _int4_error(groups, tried)
+        multipliers = torch.where(error < best_error, tried, multipliers)
+        best_error = torch.minimum(error, best_error)
+    codes = _int4_codes(groups, multipliers).add_(8).to(torch.uint8)
+    codes = codes.flatten(1)[:, :inputs].contiguous()
+    return codes, multipliers.to(torch.uint8), part * UNIT
 
 
-def _int4_codes(groups: Tensor, steps: Tensor) -> Tensor:
-    return (groups / steps[..., None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
+def _int4_codes(groups: Tensor, multipliers: Tensor) -> Tensor:
+    steps = (multipliers * UNIT)[..., None]
+    return (groups / steps).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
 
 
-def _int4_error(groups: Tensor, steps: Tensor) -> Tensor:
-    """(N, G): the squared error with these steps."""
-    return _int4_codes(groups, steps).mul_(steps[..., None]).sub_(groups).square_().sum(2)
+def _int4_error(groups: Tensor, multipliers: Tensor) -> Tensor:
+    """(N, G) float64: the squared error in whole parts, exact."""
+    steps = (multipliers * UNIT)[..., None]
+    miss = _int4_codes(groups, multipliers).mul_(steps).sub_(groups)
+    return miss.double().square_().sum(2)

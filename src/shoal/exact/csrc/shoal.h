@@ -55,6 +55,10 @@ shoal_linear* shoal_linear16(const float* w, const float* bias, int N, int K);
 void shoal_linear_free(shoal_linear*);
 int64_t shoal_linear_bytes(const shoal_linear*);
 
+// w (N, K) of finite numbers -> codes (N, K), m (N, ceil(K / 32)), ws (N) of a linear4 whose lut is
+// -8 .. 7, as quantise_int4 in weights.py.
+void shoal_round4(const float* w, int N, int K, uint8_t* codes, uint8_t* m, float* ws);
+
 // x (M, K) -> codes (M, K), scale (M): scale = max(max|row|, 1e-12f) / 127,
 // code = trunc(x / scale + 128.5f). A row with a NaN or an infinity gets codes 128 and scale NaN:
 // every output of such a row is NaN, and no other row changes.
