@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.models.checkpoint import BUILTIN_FOLDER
+from tests.needs import needs
 
 from .conftest import Shoal
 
@@ -94,3 +95,13 @@ def test_no_engine_is_needed() -> None:
     )
     found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_gguf_file_is_shown_as_it_is_packed(shoal: Shoal, tmp_path: Path) -> None:
+    needs("gguf")
+    from tests.gguf_files import write_gguf
+
+    packed = write_gguf(BUILTIN_FOLDER, tmp_path / "tiny.gguf")
+    lines = shoal("show", str(packed), asks=False).stdout.splitlines()
+    assert "as a GGUF file" in lines[1]
+    assert columns(lines[-1])[0] == "none"

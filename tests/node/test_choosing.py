@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec.structs import replace
 
 from shoal.bus import Announcement
 from shoal.identity import Identity
-from shoal.models.checkpoint import open_checkpoint
+from shoal.models.checkpoint import BUILTIN_FOLDER, open_checkpoint
 from shoal.node.choosing import choose, compute_as, shape_of
 from shoal.pipeline import ServingConfig
 from shoal.units import Slice
-from tests.bus.nodes import AMBER, BIRCH, STAGE, announcement
+from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
+from tests.needs import needs
 
 TINY = open_checkpoint("shoal-tiny")
 CONFIG = ServingConfig(memory_bytes=1 << 30)
@@ -86,3 +89,19 @@ def test_what_is_asked_for_is_done_whatever_the_mesh_does() -> None:
     assert compute_as("none", None, TINY, others) == ("none", None)
     assert compute_as("int8", None, TINY, others) == ("int8", None)
     assert compute_as("auto", "f32", TINY, others) == ("none", "f32")
+
+
+def test_what_another_engine_computes_covers_nothing_for_slices() -> None:
+    """It holds all layers, but no route leads through slices and such a stage."""
+    slices, served = node(BIRCH, PLENTY, "0:5", pinned=True), node(CORAL, 0, "0:8", pinned=True)
+    fronted = replace(served, stages=(replace(served.stages[0], compute="served"),))
+    assert choose(TINY, node(AMBER, PLENTY), [slices, fronted], CONFIG) == Slice(5, 8)
+
+
+def test_auto_leaves_a_gguf_file_as_it_is_packed(tmp_path: Path) -> None:
+    needs("gguf")
+    from tests.gguf_files import write_gguf
+
+    packed = open_checkpoint(str(write_gguf(BUILTIN_FOLDER, tmp_path / "tiny.gguf")))
+    assert compute_as("auto", None, packed, []) == ("none", None)
+    assert shape_of(packed, replace_quant(CONFIG)).layer_bytes == tuple(packed.layer_bytes)

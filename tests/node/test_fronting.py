@@ -59,6 +59,10 @@ def test_a_gguf_file_is_taken_as_it_is(tmp_path: Path, flags: dict) -> None:
         config(tmp_path, model="x.gguf", **flags)
 
 
+def test_what_auto_would_choose_is_no_obstacle_to_a_gguf_file(tmp_path: Path) -> None:
+    assert config(tmp_path, model="x.gguf").model == "x.gguf"
+
+
 def test_the_engine_may_know_the_model_by_several_names(tmp_path: Path) -> None:
     checkpoint = open_without_weights("shoal-tiny")
     made = config(tmp_path, backend=URL).backend

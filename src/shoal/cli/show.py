@@ -61,7 +61,9 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id or shoal-tiny.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, GGUF file, Hugging Face id or shoal-tiny.")
+    ],
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +90,7 @@ def described(checkpoint: Checkpoint, dtype: str | None = None) -> Shown:
         context_length=checkpoint.context_length,
         dtype=own,
         stored=stored(checkpoint),
-        memory=tuple(memory(checkpoint, quant, own) for quant in QUANTS),
+        memory=memories(checkpoint, own),
     )
 
 
@@ -97,6 +99,19 @@ def stored(checkpoint: Checkpoint) -> Stored:
     by_layout = Counter(tensor.layout.title for tensor in tensors if tensor.layout is not None)
     size = sum(tensor.stored_bytes for tensor in tensors)
     return Stored(checkpoint.method, size, len(tensors), dict(by_layout))
+
+
+def memories(checkpoint: Checkpoint, dtype: str) -> tuple[Memory, ...]:
+    """A GGUF file is computed as it is packed, without a choice."""
+    from ..models.gguf_checkpoint import EMBEDDING, GgufCheckpoint
+
+    if not isinstance(checkpoint, GgufCheckpoint):
+        return tuple(memory(checkpoint, quant, dtype) for quant in QUANTS)
+    layers, sizes = tuple(checkpoint.layer_bytes), checkpoint.gguf.tensors
+    embedding, head = sizes[EMBEDDING].bytes, sizes[checkpoint.head].bytes
+    whole, cache = checkpoint.slice_bytes(checkpoint.whole), checkpoint.kv_bytes_per_token
+    total = cache * checkpoint.layers * TOKENS
+    return (Memory("none", layers, embedding, head, checkpoint.tied, whole, total),)
 
 
 def memory(checkpoint: Checkpoint, quant: Quant, dtype: str) -> Memory:
@@ -123,11 +138,14 @@ def lines(shown: Shown) -> list[str]:
         f"context of {shown.context_length} tokens",
     ]
     told = [f"{shown.name}    {' · '.join(facts)}", *stored_lines(shown)]
-    return [printable(line) for line in (*told, *(f"{q:<10}{KEPT[q]}" for q in QUANTS))]
+    kept = [f"{each.quant:<10}{KEPT[each.quant]}" for each in shown.memory]
+    return [printable(line) for line in (*told, *(kept if len(kept) > 1 else ()))]
 
 
 def stored_lines(shown: Shown) -> list[str]:
     stored, size = shown.stored, readable_bytes(shown.stored.bytes)
+    if stored.method == "gguf":
+        return [f"stored    {size} as a GGUF file, which llama.cpp computes as it is packed"]
     if not stored.dequantised:
         return [f"stored    {size}, weights in floats"]
     kinds = ", ".join(f"{count} as {title}" for title, count in stored.dequantised.items())

@@ -52,6 +52,10 @@ class GgufCheckpoint(Checkpoint):
         return self.file
 
     @property
+    def method(self) -> str:
+        return "gguf"
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Of one layer, in llama.cpp's cache of f16."""
         return int(2 * 2 * self.config["num_key_value_heads"] * self.config["head_dim"])

@@ -31,6 +31,8 @@ def compute_as(
     """How to keep this model's weights, and the float type: "auto" joins what the mesh computes the
     model in already, since stages work together only in one class.
     """
+    if isinstance(checkpoint, GgufCheckpoint):  # computed as it is packed
+        return "none", None
     if choice != "auto":
         return choice, dtype
     if dtype:
@@ -88,6 +90,8 @@ def _member(
     room = capacities(shape, node.offered_bytes, kv_tokens)
     for offer in node.stages:
         if offer.model == checkpoint.model_id and offer.total_layers == checkpoint.layers:
+            if offer.compute == "served":  # a route of its own, which no slice can join
+                return None
             leaving = offer.state == "draining"
             return None if leaving else Member(node.node, room, offer.layers, offer.pinned)
     able = checkpoint.model_id in node.can_serve and not node.stages

@@ -64,7 +64,8 @@ def node_config(
             f"{settings.quant} fixes the type of the hidden states: it is the checkpoint's own",
             hint="leave --dtype out, or use --quant none",
         )
-    if settings.model.endswith(".gguf") and (settings.dtype or settings.quant != "none"):
+    requantised = settings.quant in ("int8", "int4")
+    if settings.model.endswith(".gguf") and (settings.dtype or requantised):
         raise BadConfig(
             "a GGUF file is computed in the types in which it is stored",
             hint="leave --dtype and --quant out, or take another file of the model",
