@@ -165,7 +165,13 @@ def measure(bench: Bench, name: str, folder: Path, rounds: int, tokens: int) -> 
         stack.callback(bare.kill)
         apis = {
             stages: stack.enter_context(
-                mesh(folder / f"{name}-{stages}", model, cut, "--quant", quant, threads=threads)
+                mesh(
+                    folder / f"{name}-{stages}",
+                    model,
+                    cut,
+                    *("--quant", quant, "--draft", "none"),  # one token a pass
+                    threads=threads,
+                )
             )
             for stages, cut in SPLITS[name].items()
         }

@@ -86,6 +86,7 @@ async def add_member(
     layers: Slice | None,
     kv_tokens: int,
     quant: Quant,
+    draft: str,
 ) -> Member:
     events: list[Event] = []
     identity = Identity.from_secret(bytes([len(mesh.members) + 1]) * 32)
@@ -99,7 +100,7 @@ async def add_member(
         pipeline,
         links,
         thread,
-        ServingConfig(memory_bytes=1 << 28, kv_tokens=kv_tokens, quant=quant),
+        ServingConfig(memory_bytes=1 << 28, kv_tokens=kv_tokens, quant=quant, draft=draft),
         emit=events.append,
         clock=time.monotonic,
         changed=lambda: None,
@@ -114,13 +115,17 @@ async def add_member(
 
 @asynccontextmanager
 async def mesh_of(
-    checkpoint: Checkpoint, *slices: str, kv_tokens: int = 512, quant: Quant = "none"
+    checkpoint: Checkpoint,
+    *slices: str,
+    kv_tokens: int = 512,
+    quant: Quant = "none",
+    draft: str = "ngram",
 ) -> AsyncIterator[Mesh]:
     mesh = Mesh()
     async with AsyncExitStack() as stack:
         for layers in slices:
             held = Slice.parse(layers) if layers else None
-            await add_member(mesh, stack, checkpoint, held, kv_tokens, quant)
+            await add_member(mesh, stack, checkpoint, held, kv_tokens, quant, draft)
         yield mesh
 
 
