@@ -8,14 +8,15 @@ many; GB/s counts weight bytes only, so for one row it is to be held against wha
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from contract import Bench
 from shapes import SHAPES
+from torch import Tensor
 
 from shoal.exact import native
 from shoal.exact.attention import Scores
@@ -23,11 +24,11 @@ from shoal.exact.layer import Angles, AttentionPart, DenseLayer, FeedForward
 from shoal.exact.linear import Linear
 from shoal.exact.native import Native
 from shoal.exact.native_layer import NativeLayers, NativeStep, Pools
-from shoal.exact.weights import quantise_int4, quantise_int8
+from shoal.exact.weights import Weight, quantise_int4, quantise_int8
 
 PAGE, CONTEXT, PROMPT = 16, 128, 256
 BATCHES = (1, 8, 32)
-QUANT = {"int8": quantise_int8, "int4": quantise_int4}
+QUANT: dict[str, Callable[[Tensor], Weight]] = {"int8": quantise_int8, "int4": quantise_int4}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Shape:
 
 
 def shape_of(name: str) -> Shape:
-    config = SHAPES[name]
+    config: dict[str, Any] = SHAPES[name]
     keys = "num_hidden_layers", "hidden_size", "intermediate_size"
     return Shape(*(config[k] for k in (*keys, "num_attention_heads", "num_key_value_heads")))
 
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -270,16 +270,22 @@ int64_t tokens_of_a_piece(int64_t context, int group) {
     return std::max<int64_t>(1, std::min<int64_t>(MOST_QUERIES, most) / group);
 }
 
+// How much of a context some tokens at its end see together.
+int64_t seen(const shoal_scores& how, int64_t context, int64_t tokens) {
+    return how.window ? std::min(context, how.window + tokens) : context;
+}
+
 // The longest first, so that no thread is left with one at the end.
-void list_pieces(const shoal_cache& cache, const shoal_step& step, int group,
-                 std::vector<Piece>& pieces) {
+void list_pieces(const shoal_cache& cache, const shoal_scores& how, const shoal_step& step,
+                 int group, std::vector<Piece>& pieces) {
     pieces.clear();
     int64_t first_token = 0;
     for (int row = 0; row < step.rows; row++) {
         const int64_t start = step.start[row], count = step.count[row];
         const bool small = step.rows >= 4 * threads() && count * group <= FEW_QUERIES;
         const int heads = small ? cache.kv_heads : 1;  // all that lies at one place in memory
-        const int64_t most = tokens_of_a_piece(start + count, group * heads);
+        const int64_t context = seen(how, start + count, MOST_QUERIES);
+        const int64_t most = tokens_of_a_piece(context, group * heads);
         for (int64_t at = (count - 1) / most * most; at >= 0 && count; at -= most)
             for (int head = 0; head < cache.kv_heads; head += heads)
                 pieces.push_back({row, head, heads, first_token + at, start + at,
@@ -293,8 +299,7 @@ struct Work {
     Work(const shoal_cache& cache, const shoal_scores& how, int group,
          const std::vector<Piece>& pieces) {
         for (const Piece& piece : pieces) {
-            int64_t context = piece.position + piece.tokens;
-            if (how.window) context = std::min(context, how.window + piece.tokens);
+            const int64_t context = seen(how, piece.position + piece.tokens, piece.tokens);
             const int64_t queries = (piece.tokens * group + 8) * piece.heads;  // 8: packing
             all += context * (cache.key_width + cache.value_width) * queries;
             longest = std::max(longest, context);
@@ -310,7 +315,7 @@ void attend(const Queries& queries, const shoal_cache& cache, const shoal_scores
     std::vector<Piece>& pieces = kept;  // a plain reference: other threads read the caller's
     const AttentionKernels& kernels = attention_kernels();
     const int group = queries.heads / cache.kv_heads;
-    list_pieces(cache, step, group, pieces);
+    list_pieces(cache, how, step, group, pieces);
     const auto run = [&](int i, auto how_to_run) {
         static thread_local Bytes memory;
         Tile tile(queries, cache, how, step, pieces[size_t(i)], kernels, memory);
