@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
@@ -10,6 +11,7 @@ from ..request import Sampled, Sampling
 from .client import EngineClient
 from .dialect import Job
 from .probe import SAMPLE, Probed, probe
+from .retokenise import Retokeniser
 
 MEASURED_TOKENS = 8
 
@@ -42,6 +44,7 @@ class Engine:
 
     async def probe(self) -> Probed:
         """Raises BackendFailed while it does not answer, BadConfig where waiting will not help."""
+        await asyncio.to_thread(Retokeniser(self._tokenizer).prepare)
         self._probed = await probe(
             self._client, self._tokenizer, self._names, exactly=self._exactly
         )

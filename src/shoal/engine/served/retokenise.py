@@ -28,19 +28,24 @@ class Retokeniser:
             return ids
         return self._spelled(wanted)
 
+    def prepare(self) -> None:
+        """What takes long. Call it in a thread."""
+        _ = self._longest
+
     def _spelled(self, text: bytes) -> list[int]:
+        known, longest = self._tokenizer.id_of_bytes, self._longest
         ids: list[int] = []
         at = 0
         while at < len(text):
-            end = min(len(text), at + self._longest)
-            while end > at and text[at:end] not in self._by_bytes:
+            end = min(len(text), at + longest)
+            while end > at and text[at:end] not in known:
                 end -= 1
             if end == at:
                 raise UnsupportedModel(
                     f"the vocabulary has no token for the byte {text[at]:#04x}",
                     hint="use an engine that gives token ids: llama.cpp's server or vLLM",
                 )
-            ids.append(self._by_bytes[text[at:end]])
+            ids.append(known[text[at:end]])
             at = end
         return ids
 
@@ -50,13 +55,5 @@ class Retokeniser:
         return self._tokenizer.special_ids
 
     @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        """Every ordinary token by its bytes; of equal ones the lowest id."""
-        tokens = range(self._tokenizer.vocab_size - 1, -1, -1)
-        named = {self._tokenizer.token_bytes(id): id for id in tokens if id not in self._special}
-        named.pop(b"", None)
-        return named
-
-    @cached_property
     def _longest(self) -> int:
-        return max(map(len, self._by_bytes), default=1)
+        return max(map(len, self._tokenizer.id_of_bytes), default=1)
