@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -96,7 +97,10 @@ def test_a_fronted_server_answers_goes_away_and_comes_back(tmp_path: Path, model
             (stage,) = node.status()["stages"]
             assert stage["backend"] == "llama.cpp server, token ids"
             assert (stage["compute"], stage["layers"]) == ("served", "0:8")
-            assert ask(node, "shoal-tiny", TOKENS) == (own_text(url, TOKENS), TOKENS)
+            expected = own_text(url, TOKENS), TOKENS
+            with ThreadPoolExecutor(6) as many:  # three times as many as it has slots: they queue
+                answers = many.map(lambda _: ask(node, "shoal-tiny", TOKENS), range(6))
+                assert [*answers] == [expected] * 6
         wait_for("its end is noticed", lambda: state_of(node) == "draining")
         with pytest.raises(openai.APIStatusError) as refused:
             ask(node, "shoal-tiny", TOKENS)
