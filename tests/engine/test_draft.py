@@ -84,6 +84,8 @@ def test_a_drafter_takes_in_only_what_is_new_and_forgets_sessions() -> None:
     assert drafter.draft([Wish(one, ids, 2), Wish(other, [5, 6], 2)]) == [(3, 1), ()]
     ids += [3, 1]
     assert drafter.draft([Wish(one, ids, 1)]) == [(2,)]
+    assert drafter.is_quick([Wish(one, [0] * 500, 1)])
+    assert not drafter.is_quick([Wish(one, [0] * 500, 1), Wish(other, [0] * 500, 1)])
     drafter.forget(one)
     drafter.forget(one)
     assert drafter.draft([Wish(one, [4, 4], 1)]) == [()]

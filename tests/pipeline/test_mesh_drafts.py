@@ -1,10 +1,12 @@
 """Drafts in whole pipelines: real models, links with delay and loss."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shoal.engine.draft import NgramDrafter, Wish
 from shoal.engine.request import Sampled, Sampling
 from shoal.errors import InvalidRequest
 from shoal.events import DraftsVerified
@@ -12,6 +14,7 @@ from shoal.models.checkpoint import Checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
 from shoal.pipeline import Request
 from shoal.pipeline.serving import ServingConfig, make_drafter
+from shoal.units import SessionId
 from tests.models.families import DENSE
 
 from .test_mesh import PROMPT, Member, Mesh, ask, checkpoint, mesh_of, tokens_of
@@ -72,6 +75,41 @@ async def test_a_draft_model_with_other_tokens_is_refused_when_the_stage_is_load
             raise AssertionError("it served")
     async with mesh_of(checkpoint, "2:4", draft=str(tmp_path)) as mesh:
         assert mesh.members[0].serving.slices, "who holds no first layers needs no draft"
+
+
+class Stumbling(NgramDrafter):
+    """Fails every other time; remembers whom it was told to forget."""
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self._quick, self.calls = quick, 0
+        self.forgotten: list[SessionId] = []
+
+    def is_quick(self, wishes: Sequence[Wish]) -> bool:
+        return self._quick
+
+    def draft(self, wishes: Sequence[Wish]) -> list[tuple[int, ...]]:
+        self.calls += 1
+        if self.calls % 2:
+            raise RuntimeError("it stumbled")
+        return [(5,) * wish.count for wish in wishes]
+
+    def forget(self, session: SessionId) -> None:
+        self.forgotten.append(session)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+async def test_a_drafter_that_fails_costs_its_drafts_and_hears_of_sessions_that_are_over(
+    checkpoint: Checkpoint, quick: bool
+) -> None:
+    async with mesh_of(checkpoint, "0:2", "2:4", quant="int8", draft="none") as mesh:
+        plain = await tokens_of(ask(mesh.members[1]))
+        drafter = Stumbling(quick)
+        mesh.members[0].pipeline.workers[0].guess_with(drafter)
+        for _ in range(2):
+            assert await tokens_of(ask(mesh.members[1])) == plain
+        assert drafter.calls > 2
+        assert drafter.forgotten
 
 
 async def test_a_model_that_cannot_rewind_is_served_without_drafts(checkpoint: Checkpoint) -> None:

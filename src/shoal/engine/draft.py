@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ..units import SessionId
 
 MAX_DRAFT = 16  # tokens in one row
+QUICK_TOKENS = 512  # are taken in within half a millisecond
 POSITIONAL = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -31,7 +32,10 @@ class Wish:
 
 
 class Drafter(Protocol):
-    """Called by the engine thread, with one wish a session; `ids` only ever grow."""
+    """Called with one wish a session, by one thread at a time; `ids` only ever grow."""
+
+    def is_quick(self, wishes: Sequence[Wish]) -> bool:
+        """Whether these take less time than to hand them to the engine thread."""
 
     def draft(self, wishes: Sequence[Wish]) -> list[tuple[int, ...]]:
         """At most `count` token ids for each wish, in order; () where nothing comes to mind."""
@@ -45,6 +49,13 @@ class NgramDrafter:
 
     def __init__(self) -> None:
         self._indices: dict[SessionId, NgramIndex] = {}
+
+    def is_quick(self, wishes: Sequence[Wish]) -> bool:
+        return sum(map(self._unread, wishes)) <= QUICK_TOKENS
+
+    def _unread(self, wish: Wish) -> int:
+        index = self._indices.get(wish.session)
+        return len(wish.ids) - (index.length if index is not None else 0)
 
     def draft(self, wishes: Sequence[Wish]) -> list[tuple[int, ...]]:
         return [self._draft(wish) for wish in wishes]

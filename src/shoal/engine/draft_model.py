@@ -53,6 +53,9 @@ class ModelDrafter:
         self._pool = PagePool(stage.config.pages, stage.config.page_size)
         self._sessions: dict[SessionId, _Session] = {}
 
+    def is_quick(self, wishes: Sequence[Wish]) -> bool:
+        return False
+
     def draft(self, wishes: Sequence[Wish]) -> list[tuple[int, ...]]:
         drafts: list[tuple[int, ...]] = [()] * len(wishes)
         going = [each for at, wish in enumerate(wishes) if (each := self._prepared(at, wish))]

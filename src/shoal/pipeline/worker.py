@@ -248,8 +248,12 @@ class StageWorker:
         if self._drafter is None or not wishes:
             return rows
         over, self._forgotten = self._forgotten, []
+        asked = list(wishes.values())
         try:
-            drafts = await self._thread.run(_draft, self._drafter, list(wishes.values()), over)
+            if self._drafter.is_quick(asked):
+                drafts = _draft(self._drafter, asked, over)
+            else:
+                drafts = await self._thread.run(_draft, self._drafter, asked, over)
         except (RuntimeError, ValueError, IndexError):
             return rows
         return self.sessions.guesses.added(rows, dict(zip(wishes, drafts, strict=True)))
@@ -327,7 +331,7 @@ class StageWorker:
 def _draft(
     drafter: Drafter, wishes: Sequence[Wish], over: Iterable[SessionId]
 ) -> list[tuple[int, ...]]:
-    """In the engine thread, after whatever was drafted for sessions that are over."""
+    """After whatever was drafted for sessions that are over."""
     for session in over:
         drafter.forget(session)
     return drafter.draft(wishes)
