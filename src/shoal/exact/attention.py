@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .numbers import exp, round_rows, tanh
+from .numbers import divided, exp, round_rows, tanh
 
 BLOCK = 128  # tokens: 8191 * 2047 * 128 < 2**31
 WEIGHT_LIMIT = 8191
@@ -78,7 +78,7 @@ def hidden_places(positions_BN: Tensor, context: Context, window: int | None) ->
 def _attend(q_BNHD: Tensor, hidden_BNS: Tensor, context: Context, how: Scores) -> Tensor:
     scores = products(q_BNHD, context.keys, context.key_scale, how.scaling)
     if how.softcap is not None:
-        scores = tanh(scores.div_(how.softcap)).mul_(how.softcap)
+        scores = tanh(divided(scores, how.softcap)).mul_(how.softcap)
     return weighted(scores, hidden_BNS, context.values, context.value_scale, how.sinks)
 
 
@@ -121,7 +121,7 @@ def _weighted_values(weights_BKNGS: Tensor, values_BSKW: Tensor) -> Tensor:
     """(B, K, N, G, W) float32: the values of each block summed exactly, then block after block."""
     rows, kv_heads, count, group, _ = weights_BKNGS.shape
     weights = weights_BKNGS.view(rows, kv_heads, count * group, -1, BLOCK)
-    scale = weights.amax(-1, keepdim=True).clamp_(min=SMALLEST_WEIGHT).div_(WEIGHT_LIMIT)
+    scale = divided(weights.amax(-1, keepdim=True).clamp_(min=SMALLEST_WEIGHT), WEIGHT_LIMIT)
     codes = (weights / scale).round_().transpose(2, 3)
     values = values_BSKW.transpose(1, 2)
     values = values.reshape(rows, kv_heads, -1, BLOCK, values.shape[-1])

@@ -78,7 +78,7 @@ class Experts:
         self.gate_up, self.down, self.gate = Grouped(gate_up), Grouped(down), gate
         self.count = len(self.gate_up.linears)
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
-        self._numbers = torch.arange(self.count + 1)
+        self._numbers = torch.arange(self.count + 1)  # on the device of what comes
 
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """`chosen` (T, S) int64 and their `weights` (T, S) float32, in any order: a token's experts
@@ -87,7 +87,9 @@ class Experts:
         chosen, order = chosen.sort(-1)
         weights = weights.gather(1, order)
         experts, slots = chosen.flatten().sort(stable=True)
-        bounds = torch.searchsorted(experts, self._numbers.to(experts.device), out_int32=True)
+        if self._numbers.device != experts.device:
+            self._numbers = self._numbers.to(experts.device)
+        bounds = torch.searchsorted(experts, self._numbers, out_int32=True)
         rows = self.gate_up(x[slots // chosen.shape[1]], bounds)
         rows = self.down(self.gate(rows), bounds)
         y = torch.empty_like(rows)

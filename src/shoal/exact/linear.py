@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .product import Product, product_for
+from .product import Expanding, Product, product_for
 from .weights import Int4Weight, Int8Weight, Weight, quantise_rows
 
 
@@ -26,9 +26,14 @@ class Linear:
         if self.compiled is not None:
             self.nbytes = self.compiled.nbytes
             return
-        whole = weight.expanded() if isinstance(weight, Int4Weight) else weight
-        self.product = product_for(whole.codes, whole.scale)
-        self.nbytes = whole.codes.nbytes + whole.scale.nbytes
+        if isinstance(weight, Int4Weight):
+            if weight.codes.device.type != "cpu":
+                self.product = packed = Expanding(weight)
+                self.nbytes = packed.nbytes
+                return
+            weight = weight.expanded()
+        self.product = product_for(weight.codes, weight.scale)
+        self.nbytes = weight.codes.nbytes + weight.scale.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.compiled is not None:

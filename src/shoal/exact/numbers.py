@@ -23,21 +23,30 @@ EXP2 = (0.693147, 0.24022242, 0.055507336, 0.009671513, 0.0013264728)
 EXP_LOWEST, EXP_HIGHEST = -100.0, 126.0  # powers of two; beyond them the result stays there
 
 
+def divided(x: Tensor, by: float) -> Tensor:
+    """x / by, in place. Of a plain number a GPU takes the reciprocal once and multiplies by it,
+    which rounds twice; a tensor it divides by.
+    """
+    return x.div_(
+        by if x.device.type == "cpu" else torch.full((), by, dtype=x.dtype, device=x.device)
+    )
+
+
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (..., E) float32 -> codes (..., E) float32, whole numbers in -2047..2047, and scale (...,).
 
     x ~ codes * scale[..., None].
     """
-    scale = x.abs().amax(-1).clamp_(min=TINIEST).div_(CODE_LIMIT)
+    scale = divided(x.abs().amax(-1).clamp_(min=TINIEST), CODE_LIMIT)
     return (x / scale[..., None]).round_(), scale
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., E) float32 times `weight` (E,) over its root mean square."""
-    scale = x.abs().amax(-1, keepdim=True).clamp_(min=TINIEST).div_(NORM_LIMIT)
+    scale = divided(x.abs().amax(-1, keepdim=True).clamp_(min=TINIEST), NORM_LIMIT)
     total = (x / scale).round_().double().square_().sum(-1, keepdim=True)  # below 2**53: exact
     wide = scale.double()
-    mean = total.div_(x.shape[-1]).mul_(wide).mul_(wide).add_(eps)
+    mean = divided(total, x.shape[-1]).mul_(wide).mul_(wide).add_(eps)
     return x.mul(mean.sqrt_().reciprocal_().float()).mul_(weight)
 
 

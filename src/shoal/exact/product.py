@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor
 
+from .weights import GROUP, Int4Weight
+
 ZERO = 128  # the code of 0.0
 LARGEST_K = 66_000  # 255 * 127 * K stays below 2**31
 
@@ -61,15 +63,58 @@ class TwoCalls:
 
 
 class AnyDevice:
-    """Plain torch: CUDA's integer product where the shape allows, else exact in float64 (slow)."""
+    """Plain torch: CUDA's integer product where the sums fit it, else exact in float64 (slow)."""
 
     def __init__(self, weights: Tensor, scale: Tensor) -> None:
         self._weights, self._scale = weights, scale
 
     def __call__(self, codes: Tensor) -> Tensor:
-        aligned = all(size % 8 == 0 for size in self._weights.shape)
-        multiply = by_int_mm if codes.is_cuda and aligned else by_float64
-        return multiply(codes, self._weights).float().mul_(self._scale)
+        return sums(codes, self._weights).float().mul_(self._scale)
+
+
+class Expanding:
+    """4-bit weights on a GPU, where memory is dear: expanded to 8 bits for each product."""
+
+    ROWS = 4096  # at a time
+
+    def __init__(self, weight: Int4Weight) -> None:
+        self._packed = packed_4_bits(weight.codes)
+        self._multipliers, self._scale = weight.multipliers.to(torch.int8), weight.scale
+        device = weight.codes.device
+        self._table = torch.tensor(weight.table, dtype=torch.int8, device=device)
+        self._inputs = weight.shape[1]
+        kept = self._packed, self._multipliers, self._scale
+        self.nbytes = sum(tensor.nbytes for tensor in kept)
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        blocks = zip(
+            torch.split(self._packed, self.ROWS),
+            torch.split(self._multipliers, self.ROWS),
+            strict=True,
+        )
+        parts = [sums(codes, self._expanded(*block)) for block in blocks]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return joined.float().mul_(self._scale)
+
+    def _expanded(self, packed: Tensor, multipliers: Tensor) -> Tensor:
+        """(rows, K) int8."""
+        pairs = torch.stack((packed & 15, packed >> 4), 2).flatten().int()
+        values = self._table.index_select(0, pairs).view(len(packed), -1, GROUP)
+        return values.mul_(multipliers[..., None]).flatten(1)[:, : self._inputs]
+
+
+def packed_4_bits(codes: Tensor) -> Tensor:
+    """(N, K) uint8 in 0..15 -> (N, K / 2), K filled up to whole groups; of two the first is in the
+    low bits.
+    """
+    filled = F.pad(codes, (0, -codes.shape[1] % GROUP))
+    return filled[:, ::2] | (filled[:, 1::2] << 4)
+
+
+def sums(codes: Tensor, weights: Tensor) -> Tensor:
+    """(M, N) whole numbers, of a type that depends on the device."""
+    fits = weights.shape[1] <= LARGEST_K
+    return (by_int_mm if codes.is_cuda and fits else by_float64)(codes, weights)
 
 
 def by_float64(codes: Tensor, weights: Tensor) -> Tensor:
@@ -78,10 +123,13 @@ def by_float64(codes: Tensor, weights: Tensor) -> Tensor:
 
 
 def by_int_mm(codes: Tensor, weights: Tensor) -> Tensor:
-    """(M, N) int32. CUDA wants more than 16 rows, so fewer are padded."""
-    signed = (codes.to(torch.int16) - ZERO).to(torch.int8)
-    padded = F.pad(signed, (0, 0, 0, max(0, 32 - len(codes))))
-    return torch._int_mm(padded, weights.t())[: len(codes)]
+    """(M, N) int32. CUDA wants more than 16 rows, and widths that are multiples of 8: filled up."""
+    signed = codes.bitwise_xor(ZERO).view(torch.int8)  # code - 128
+    rows, (outputs, inputs) = len(codes), weights.shape
+    signed = F.pad(signed, (0, -inputs % 8, 0, max(0, 32 - rows)))
+    if inputs % 8 or outputs % 8:
+        weights = F.pad(weights, (0, -inputs % 8, 0, -outputs % 8))
+    return torch._int_mm(signed, weights.contiguous().t())[:rows, :outputs]
 
 
 def product_for(weights: Tensor, scale: Tensor) -> Product:

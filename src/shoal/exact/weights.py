@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import native
-from .numbers import TINIEST
+from .numbers import TINIEST, divided
 
 LARGEST = 127
 GROUP = 32
@@ -39,6 +39,9 @@ class Int8Weight:
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], self.codes.shape[1]
 
+    def to(self, device: torch.device) -> Int8Weight:
+        return Int8Weight(self.codes.to(device), self.scale.to(device))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int4Weight:
@@ -53,6 +56,10 @@ class Int4Weight:
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], self.codes.shape[1]
 
+    def to(self, device: torch.device) -> Int4Weight:
+        codes, multipliers = self.codes.to(device), self.multipliers.to(device)
+        return Int4Weight(codes, multipliers, self.scale.to(device), self.table)
+
     def expanded(self) -> Int8Weight:
         """The same matrix with 8 bits a weight."""
         table = torch.tensor(self.table, dtype=torch.int8)
@@ -66,7 +73,7 @@ Weight = Int8Weight | Int4Weight
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (M, K) float32 -> codes (M, K) uint8 in 1..255, scale (M, 1); x ~ (codes - 128) * scale."""
-    scale = x.abs().amax(1, keepdim=True).clamp_(min=TINIEST).div_(LARGEST)
+    scale = divided(x.abs().amax(1, keepdim=True).clamp_(min=TINIEST), LARGEST)
     return (x / scale).add_(128.5).to(torch.uint8), scale  # adding 0.5 and cutting rounds
 
 
@@ -78,7 +85,7 @@ def quantise_int8(weight: Tensor) -> Int8Weight:
 
 
 def _int8_block(weight: Tensor) -> tuple[Tensor, Tensor]:
-    scale = weight.abs().amax(1).clamp_(min=TINIEST).div_(LARGEST)
+    scale = divided(weight.abs().amax(1).clamp_(min=TINIEST), LARGEST)
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 

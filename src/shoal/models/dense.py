@@ -17,7 +17,7 @@ from ..exact import native, native_layer
 from ..exact.attention import Scores
 from ..exact.layer import Activation, Angles, AttentionPart, DenseLayer, FeedForward
 from ..exact.linear import Linear
-from ..exact.numbers import rms_norm, tanh
+from ..exact.numbers import divided, rms_norm, tanh
 from ..units import Quant, Slice
 from .attention import Ragged
 from .pieces import PreciseAngles
@@ -200,7 +200,9 @@ class Head:
             logits = self.linear(rms_norm(x, self.norm, self.eps))
         else:
             logits = native_layer.norm_linear(library, x, self.norm, self.eps, self.linear)
-        return logits if self.softcap is None else tanh(logits / self.softcap).mul_(self.softcap)
+        if self.softcap is None:
+            return logits
+        return tanh(divided(logits, self.softcap)).mul_(self.softcap)
 
 
 class AngleTable:

@@ -74,17 +74,31 @@ class Turns(torch.Tensor):
 
 
 class ExactRotary(nn.Module):
-    """A model's own rotary module, with precise angles."""
+    """A model's own rotary module, with precise angles. They are computed on the CPU, wherever they
+    go: a GPU's cosines are others.
+    """
 
     def __init__(self, rotary: nn.Module) -> None:
         super().__init__()
-        self.rotary = rotary
+        self.rotary = rotary.cpu()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        device = next((x.device for x in given if isinstance(x, Tensor)), torch.device("cpu"))
         with PreciseAngles():
-            found = self.rotary(*args, **kwargs)
-        complex_ = isinstance(found, Tensor) and found.is_complex()
-        return found.as_subclass(Turns) if complex_ else found
+            named = {name: _on_cpu(x) for name, x in kwargs.items()}
+            found = self.rotary(*map(_on_cpu, args), **named)
+        if not isinstance(found, Tensor):
+            return tuple(each.to(device) for each in found)
+        found = found.to(device)
+        return found.as_subclass(Turns) if found.is_complex() else found
+
+
+def _on_cpu(x: Any) -> Any:
+    """Of floats a rotary module asks only for their type."""
+    if not isinstance(x, Tensor) or x.device.type == "cpu":
+        return x
+    return torch.empty(1, 1, dtype=x.dtype) if x.is_floating_point() else x.cpu()
 
 
 def replace_pieces(part: nn.Module) -> None:

@@ -23,10 +23,12 @@ Quantise = Callable[[Tensor, Tensor | None], Linear]  # (weight (N, K), bias (N,
 
 
 def quantise(kind: Quant) -> Quantise:
-    """How a weight of this kind becomes an exact linear layer."""
+    """How a weight of this kind becomes an exact linear layer, on the weight's device; rounded on
+    the CPU, so that it is the same everywhere.
+    """
     rounded = _in_4_bits if kind == "int4" else quantise_int8
     return lambda weight, bias: Linear(
-        rounded(weight.detach()), None if bias is None else bias.detach()
+        rounded(weight.detach().cpu()).to(weight.device), None if bias is None else bias.detach()
     )
 
 
