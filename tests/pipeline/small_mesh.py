@@ -51,13 +51,14 @@ def layer(inputs: list[int]) -> int:
     return (31 * sum((index + 1) * value for index, value in enumerate(inputs)) + 7) % VOCABULARY
 
 
-def expected(prompt: tuple[int, ...], count: int) -> list[int]:
-    """The text of the unsplit model."""
+def expected(prompt: tuple[int, ...], count: int, window: int = 10**6) -> list[int]:
+    """The text of the unsplit model, whose layers look at the last `window` tokens."""
     ids = list(prompt)
     while len(ids) < len(prompt) + count:
         values = list(ids)
         for _ in range(LAYERS):
-            values = [layer(values[: at + 1]) for at in range(len(values))]
+            firsts = [max(0, at + 1 - window) for at in range(len(values))]
+            values = [layer(values[first : at + 1]) for at, first in enumerate(firsts)]
         ids.append(values[-1])
     return ids[len(prompt) :]
 
@@ -122,7 +123,9 @@ class ToyNode:
         return hidden, sampled
 
     def _layer(self, number: int, row, position: int, value: int) -> int:
-        slots = [row.pages[at // PAGE] * PAGE + at % PAGE for at in range(position + 1)]
+        first = max(0, position + 1 - (self.sessions.config.window or position + 1))
+        slots = [row.pages[at // PAGE] * PAGE + at % PAGE for at in range(first, position + 1)]
+        assert min(slots) >= 0, "a page within the window is there"
         pool, page = self.sessions.pool, slots[-1] // PAGE
         assert pool._holders[page] == 1, "a session never writes into a page that it shares"
         assert page not in pool._names, "nor into one that others may find"
@@ -140,6 +143,7 @@ class SmallMesh:
     headroom: int = 4
     share_prefixes: bool = True
     gateway_share: float = 1.0
+    window: int | None = None
     guess: Callable[[Wish], tuple[int, ...]] | None = None  # the first stages' drafter
 
     def __post_init__(self) -> None:
@@ -173,6 +177,7 @@ class SmallMesh:
                 headroom_tokens=self.headroom,
                 share_prefixes=self.share_prefixes,
                 gateway_share=self.gateway_share,
+                window=self.window,
             ),
         )
         return ToyNode(name, cut, sessions, self.guess)
@@ -386,7 +391,7 @@ class SmallMesh:
         for node in self.nodes.values():
             held: Counter[int] = Counter()
             for session in node.sessions._sessions.values():
-                held.update(session.pages)
+                held.update(page for page in session.pages if page >= 0)
             assert held == node.sessions.pool._holders
             assert not held.keys() & node.sessions.pool._idle.keys()
             assert not held.keys() & set(node.sessions.pool._pool._free)

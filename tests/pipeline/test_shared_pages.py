@@ -103,11 +103,14 @@ def test_a_route_with_another_stage_on_it_shares_nothing_with_this_one() -> None
 
 
 @pytest.mark.parametrize("block", range(8))
-def test_under_any_schedule_the_text_is_that_without_sharing(block: int) -> None:
+@pytest.mark.parametrize("window", [None, 5], ids=["whole contexts", "windows"])
+def test_under_any_schedule_the_text_is_that_without_sharing(
+    block: int, window: int | None
+) -> None:
     hit = 0
     for seed in range(block * 20, block * 20 + 20):
         chance = random.Random(seed)
-        mesh = SmallMesh(seed, DOUBLE, pages=chance.choice([10, 16, 40]))
+        mesh = SmallMesh(seed, DOUBLE, pages=chance.choice([10, 16, 40]), window=window)
         wanted = []
         for _ in range(chance.randint(2, 9)):
             prompt = tuple(  # of few beginnings, so that there is something to share
@@ -116,7 +119,7 @@ def test_under_any_schedule_the_text_is_that_without_sharing(block: int) -> None
             )
             count = chance.randint(1, 12)
             mesh.ask(prompt, count, chance.choice([GATEWAY, OTHER]))
-            wanted.append(expected(prompt, count))
+            wanted.append(expected(prompt, count, window or 10**6))
             for _ in range(chance.choice([0, 40, 400])):
                 mesh.turn()
                 if chance.random() < 0.02:
@@ -134,6 +137,18 @@ def test_under_any_schedule_the_text_is_that_without_sharing(block: int) -> None
         assert_all_pages_are_back(mesh)
         hit += sum(hits(mesh))
     assert hit > 0
+
+
+def test_pages_that_no_window_reaches_are_free_while_the_session_runs() -> None:
+    mesh = SmallMesh(9, {"whole": Slice(0, 6)}, window=6)
+    mesh.ask((1, 2, 3), 60)
+    pool = mesh.nodes[NodeId("whole")].sessions.pool
+    held = []
+    while mesh.turn():
+        held.append(pool.pages - pool.free_pages)
+    assert mesh.delivered == [expected((1, 2, 3), 60, 6)]
+    assert max(held) <= 5  # the window, its ragged ends, and headroom for what comes next
+    assert_all_pages_are_back(mesh)
 
 
 # ---- a gateway may say anything

@@ -13,18 +13,21 @@ T new tokens, all rows together · C context tokens, all rows together · K head
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..errors import NoCapacity, UnsupportedModel
+from ..errors import UnsupportedModel
 from ..exact.layer import Angles, DenseLayer
+from ..models.mixers import Mixer
 from ..models.slice import ModelSlice
 from .attention import Scores, attend_latents, attend_row
 from .plan import Span, StepPlan
+from .pools import allocate
+from .states import Noted, SessionStates, StateLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class LayerKv:
     values: tuple[int, int]
     dtype: torch.dtype
     direct: bool
+    window: int | None = None  # how far back it looks
 
     @property
     def bytes_per_token(self) -> int:
@@ -49,6 +53,12 @@ class LayerKv:
 
 
 KvLayout = dict[int, LayerKv]  # by layer index
+
+
+def reach(layout: KvLayout) -> int | None:
+    """How many tokens back, itself included, any of these layers looks; None is all of them."""
+    windows = [layer.window for layer in layout.values()]
+    return max((w for w in windows if w is not None), default=None) if all(windows) else None
 
 
 def kv_bytes_per_token(layout: KvLayout, *, exact: bool) -> int:
@@ -81,6 +91,7 @@ class _Probe(AsCache):
 
     def __init__(self) -> None:
         self.layout: KvLayout = {}
+        self.states: StateLayout = {}
         self._updated = -1
         self._keys: Tensor | None = None
 
@@ -101,15 +112,15 @@ class _Probe(AsCache):
     ) -> Tensor:
         for index, layer in layers.items():
             each = (layer.attention.kv_heads, layer.attention.width)
-            self.layout[index] = LayerKv(each, each, dtype, direct=True)
+            window = layer.attention.scores.window
+            self.layout[index] = LayerKv(each, each, dtype, direct=True, window=window)
         return x
 
     def attend(self, q_1HTD: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
         if self._updated not in self.layout:
             raise UnsupportedModel("its layers attend without a cache of keys and values")
         seen = self.layout[self._updated]
-        direct = k is self._keys
-        self.layout[self._updated] = LayerKv(seen.keys, seen.values, seen.dtype, direct)
+        self.layout[self._updated] = replace(seen, direct=k is self._keys, window=how["window"])
         return attend_row(q_1HTD[0].transpose(0, 1), k, v, None, Scores(**how))[None]
 
     def attend_latents(self, q_1HTD: Tensor, latents: Tensor, turned: Tensor, **_: Any) -> Tensor:
@@ -117,46 +128,58 @@ class _Probe(AsCache):
         self.layout[self._updated] = LayerKv(seen.keys, seen.values, seen.dtype, direct=True)
         return latents.expand(1, 1, q_1HTD.shape[1], -1)
 
+    def mix(self, layer: int, mixer: Mixer, x_1TE: Tensor) -> Tensor:
+        noted = Noted()
+        out = mixer(x_1TE, noted)
+        self.states[layer] = noted.layer
+        return out
 
-_measured: WeakKeyDictionary[ModelSlice, KvLayout] = WeakKeyDictionary()
+
+_measured: WeakKeyDictionary[ModelSlice, _Probe] = WeakKeyDictionary()
 
 
 def kv_layout(model: ModelSlice) -> KvLayout:
     """What the layers cache: learnt once, from a forward of one token, which warms the weights."""
+    return _measured_once(model).layout
+
+
+def state_layout(model: ModelSlice) -> StateLayout:
+    """The running states that layers keep, learnt with it; none in most models."""
+    return _measured_once(model).states
+
+
+def _measured_once(model: ModelSlice) -> _Probe:
     if model not in _measured:
         _measured[model] = _measure(model)
     return _measured[model]
 
 
 @torch.inference_mode()
-def _measure(model: ModelSlice) -> KvLayout:
+def _measure(model: ModelSlice) -> _Probe:
     probe = _Probe()
     token = torch.zeros(1, dtype=torch.int64, device=model.device)
     hidden = torch.zeros(1, model.hidden_size, dtype=model.dtype, device=model.device)
     model(token if model.first else hidden, token, probe, probe)
-    if sorted(probe.layout) != list(model.layers):
+    if sorted(probe.layout.keys() | probe.states.keys()) != list(model.layers):
         raise UnsupportedModel(
-            "some of its layers keep no keys and values, or under another number"
+            "some of its layers keep neither keys and values nor a state, or under another number"
         )
-    return probe.layout
-
-
-def allocate(slots: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A pool of (slots, *shape)."""
-    try:
-        return torch.zeros(slots, *shape, dtype=dtype, device=device)
-    except RuntimeError as error:
-        raise NoCapacity(
-            f"no memory for {slots} tokens of KV cache: {error}",
-            hint="ask for fewer with --kv-tokens, or allow less with --memory",
-        ) from None
+    return probe
 
 
 class PagedKv(AsCache):
     """The pools of one stage, and attention over them. `begin` a step before each forward."""
 
-    def __init__(self, layout: KvLayout, pages: int, page_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: KvLayout,
+        pages: int,
+        page_size: int,
+        device: torch.device,
+        states: SessionStates | None = None,
+    ) -> None:
         self._page_size = page_size
+        self._states = states
         self._direct = {index: layer.direct for index, layer in layout.items()}
         self._pools = {
             index: tuple(
@@ -185,6 +208,11 @@ class PagedKv(AsCache):
             self._newest = (keys, layer_idx)
             return keys, values
         return self._gathered(key_pool), self._gathered(value_pool)
+
+    def mix(self, layer: int, mixer: Mixer, x_1TE: Tensor) -> Tensor:
+        """The `States` of models/mixers.py."""
+        assert self._states is not None  # noqa: S101 - their layout is measured with ours
+        return self._states.mix(layer, mixer, x_1TE)
 
     def _gathered(self, pool: Tensor) -> Tensor:
         parts = [self._context(pool, span, 0) for span in self._plan.spans]

@@ -71,7 +71,8 @@ class Group:
         return torch.tensor(firsts, device=device), torch.stack(rows)
 
     def _paged(self, pages: Tensor, at: Tensor) -> Tensor:
-        return pages[at // self._page_size] * self._page_size + at % self._page_size
+        slots = pages[at // self._page_size] * self._page_size + at % self._page_size
+        return slots.clamp_(min=0)  # pages that no window reaches may be gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def _span(row: Row, page_size: int, device: torch.device) -> Span:
 
 @lru_cache(maxsize=512)  # sessions at a time; an entry may have thousands of pages
 def _scattered(pages: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """None when the pages are neighbours in order, the usual case; else their numbers."""
-    if all(page == pages[0] + index for index, page in enumerate(pages)):
+    """None when the pages are neighbours in order; else their numbers, -1 for those given back."""
+    if pages[0] >= 0 and all(page == pages[0] + index for index, page in enumerate(pages)):
         return None
     return torch.tensor(pages, device=device)

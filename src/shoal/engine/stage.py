@@ -7,6 +7,7 @@ T tokens of this step · E hidden width · R positions to sample after · V voca
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,21 +17,28 @@ import torch
 from torch import Tensor
 
 from ..models.slice import ModelSlice
+from ..units import SessionId
 from . import wire
 from .compiled_kv import exact_kv
-from .kv import PagedKv, kv_bytes_per_token, kv_layout
+from .kv import PagedKv, kv_bytes_per_token, kv_layout, reach, state_layout
 from .plan import StepPlan
 from .request import Sampled
 from .rows import Row
 from .sampling import verify
+from .states import SessionStates, state_bytes
 from .thread import set_threads
 from .threads import ThreadTuner
+
+
+MOST_SLOTS = 64
+SLOTS_SHARE = 4  # at most one part in so many of the memory beside the weights
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class StageConfig:
     page_size: int = 16  # tokens
     pages: int = 256
+    slots: int = 16  # sessions at a time, where layers keep a running state
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +51,23 @@ class StepResult:
     sampled: list[tuple[Sampled, ...]]
 
 
+def slots_for(model: ModelSlice, memory_bytes: int) -> int:
+    """How many sessions' running states to set aside; 0 where no layer keeps one, or no room is."""
+    each = state_bytes(state_layout(model))
+    if not each:
+        return 0
+    return min(MOST_SLOTS, max(1, memory_bytes // SLOTS_SHARE // each), memory_bytes // each)
+
+
 def pages_for(model: ModelSlice, memory_bytes: int, page_size: int = 16) -> int:
-    """How many pages of KV cache fit into so much memory; 0 when not even one does."""
-    return memory_bytes // (kv_bytes_per_token(kv_layout(model), exact=model.exact) * page_size)
+    """How many pages of KV cache fit into so much memory beside the states; 0 when not even one
+    does. Where no layer keeps keys and values, pages take nothing and are as many as you like.
+    """
+    states, slots = state_bytes(state_layout(model)), slots_for(model, memory_bytes)
+    if states and not slots:
+        return 0
+    page = kv_bytes_per_token(kv_layout(model), exact=model.exact) * page_size
+    return (memory_bytes - slots * states) // page if page else sys.maxsize
 
 
 class Stage:
@@ -66,10 +88,22 @@ class Stage:
         self.config = config or StageConfig()
         self.model = model
         layout = kv_layout(model)
+        self.window = reach(layout)
         self.kv_bytes_per_token = kv_bytes_per_token(layout, exact=model.exact)
+        states = state_layout(model)
+        self.keeps_states = bool(states)
+        self._states = SessionStates(states, self.config.slots, model.device)
+        size = self.config.pages, self.config.page_size, model.device
         direct = all(layer.direct for layer in layout.values())
-        make = exact_kv if model.exact and direct else PagedKv
-        self._kv = make(layout, self.config.pages, self.config.page_size, model.device)
+        self._kv = (
+            exact_kv(layout, *size)
+            if model.exact and direct
+            else PagedKv(layout, *size, self._states)
+        )
+
+    def forget(self, session: SessionId) -> None:
+        """It has ended. Only running states need to know: who has the pages is not told here."""
+        self._states.forget(session)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> StepResult:
@@ -105,12 +139,14 @@ class Stage:
 
     def _forward(self, rows: Sequence[Row], wanted: Tensor | None) -> Tensor:
         plan = StepPlan.of(rows, self.config.page_size, self.model.device)
-        self._kv.begin(plan)
         x = self._ids(rows) if self.model.first else self._hidden(rows)
         if len(x) != len(plan.positions):
             raise ValueError(f"{len(plan.positions)} tokens announced, {len(x)} given")
+        self._kv.begin(plan)
+        self._states.begin(rows)
         started = self._clock()
         hidden: Tensor = self.model(x, plan.positions, self._kv, self._kv, wanted)
+        self._states.end(rows)
         if self._tuner is not None:
             self._tune(self._tuner, len(x), self._clock() - started)
         return hidden

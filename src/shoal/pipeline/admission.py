@@ -16,6 +16,8 @@ from ..engine.prefix import PrefixPool
 from ..units import NodeId, SessionId
 from .session import Session, StageSessionsConfig
 
+GONE = -1  # in the place of a page that was given back early
+
 # soon: pages are on their way, from a session whose last forward is not done; wait: others are
 # older; a session: it has to make room, then ask again
 Verdict = Literal["granted", "soon", "wait"] | Session
@@ -115,11 +117,15 @@ class Admission:
         return this if this.state == "running" else "wait"
 
     def _fits(self, this: Session, without: Collection[Session]) -> bool:
-        own = set(this.pages or self._found(this))
-        staying = (each.pages for each in self._holders.values() if each not in without)
+        own = self._kept(this) if this.pages else set(self._found(this))
+        staying = (self._kept(each) for each in self._holders.values() if each not in without)
         taken = own.union(*staying)
-        missing = self.pool.pages_for(self._needs(this)) - len(own)
+        missing = self.pool.pages_for(self._needs(this)) - this.gone - len(own)
         return missing <= self.pool.pages - len(taken)
+
+    @staticmethod
+    def _kept(this: Session) -> set[int]:
+        return set(this.pages[this.gone :])
 
     def _yields(self, other: Session, this: Session) -> bool:
         """Younger; and nobody takes from another gateway beyond its own share."""
@@ -147,9 +153,23 @@ class Admission:
         """Let others find the whole pages that it has filled, as far as their digests are known."""
         whole = min(this.computed // self.pool.page_size, len(this.digests))
         if self.config.share_prefixes:
-            for at in range(this.named, whole):
-                self.pool.name(this.gateway, this.digests[at], this.pages[at])
-            this.named = max(this.named, whole)
+            while this.named < whole and this.pages[this.named] != GONE:
+                self.pool.name(this.gateway, this.digests[this.named], this.pages[this.named])
+                this.named += 1
+
+    def forget_the_distant(self, this: Session) -> None:
+        """Where every layer looks back only so far, pages beyond that are of no use to it. Named
+        ones stay idle for others.
+        """
+        if self.config.window is None:
+            return
+        reach = max(0, this.computed - self.config.window + 1) // self.pool.page_size
+        distant = [page for page in this.pages[this.gone : reach] if page != GONE]
+        if distant:
+            this.pages = (*[GONE] * reach, *this.pages[reach:])
+            this.gone = reach
+            self._held[this.gateway] -= len(distant)
+            self.pool.release(distant)
 
     def leave(self, this: Session) -> None:
         """It has ended and wants nothing more; a forward may still use its pages."""
@@ -157,8 +177,9 @@ class Admission:
         self._holders.pop(this.open.session, None)
 
     def release(self, this: Session) -> None:
-        self._held[this.gateway] -= len(this.pages)
+        kept = this.pages[this.gone :]
+        self._held[this.gateway] -= len(kept)
         if not self._held[this.gateway]:
             del self._held[this.gateway]
-        self.pool.release(this.pages)
-        this.pages = ()
+        self.pool.release(kept)
+        this.pages, this.gone = (), 0

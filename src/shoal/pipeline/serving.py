@@ -154,6 +154,7 @@ def make_drafter(
         open_checkpoint(config.draft),
         checkpoint,
         memory_bytes=config.memory_bytes,
+        kv_tokens=config.kv_tokens,
         dtype=config.dtype,
         quant=config.quant,
         device=config.device,
@@ -339,7 +340,10 @@ class Serving:
             context_length=checkpoint.context_length,
             pool=pool(stage.config.pages, stage.config.page_size),
             make_sampler=samplers,
-            config=StageSessionsConfig(gateway_share=self._config.gateway_share),
+            config=StageSessionsConfig(
+                gateway_share=self._config.gateway_share,
+                window=getattr(stage, "window", None),
+            ),
         )
         return StageWorker(
             StageKey(checkpoint.model_id, compute, layers),

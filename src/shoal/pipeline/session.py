@@ -69,6 +69,7 @@ class StageSessionsConfig:
     chunk_tokens: int = 256  # prompts are cut at multiples of this, counted from position 0
     draft_positions: int = 32  # guesses and rows of all sessions together; 0 = nobody guesses
     headroom_tokens: int = 64  # pages beyond what a session needs at the moment
+    window: int | None = None  # no layer looks further back than so many tokens
     share_prefixes: bool = True  # False where a page alone is not all that a layer remembers
     max_patience_s: float = 120.0
     grace_s: float = 5.0  # for who waits for no more than the end of a forward
@@ -90,6 +91,7 @@ class Session:
     touched: float = 0.0  # when it last got on
     state: Literal["connecting", "waiting", "running"] = "connecting"
     pages: tuple[int, ...] = ()
+    gone: int = 0  # of the first pages, those given back early
     named: int = 0  # of the pages, those that others may find
     position: int = 0
     draft: Sequence[int] = ()  # guesses in the last row accepted: its last positions

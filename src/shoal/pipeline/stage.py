@@ -131,6 +131,8 @@ class StageSessions(SessionTable):
             this.computing -= 1
             this.touched, this.computed = now, row.stop - len(row.draft)
             self._pages.name(this)
+            if not this.computing:  # nobody reads them now
+                self._pages.forget_the_distant(this)
             if this.closed:
                 if this.computing == 0:
                     self._release(this)
