@@ -22,7 +22,7 @@ from .rows import Row
 from .stage import Stage, StageConfig, pages_for
 
 CATCH_UP_TOKENS = 256  # of prompts, read in one call: the stage itself waits for it
-CONTEXTS = 16  # full ones in the cache, if there is room
+CONTEXTS = 16  # full ones in the cache, unless it is said how many tokens it shall hold
 
 
 @dataclass(slots=True)
@@ -139,6 +139,7 @@ def load_drafter(
     model: Checkpoint,
     *,
     memory_bytes: int,
+    kv_tokens: int = 0,
     dtype: str | None = None,
     quant: Quant = "none",
     device: str = "cpu",
@@ -149,10 +150,10 @@ def load_drafter(
     """
     check_same_tokens(draft, model)
     loaded = load_slice(draft, draft.whole, dtype, quant, device)
-    weights = sum(t.nbytes for t in (*loaded.parameters(), *loaded.buffers()))
+    weights = loaded.nbytes
     room = (memory_bytes - weights) // 4  # the larger part is the model's own
     usual = StageConfig()
-    wanted = -(-CONTEXTS * draft.context_length // usual.page_size)
+    wanted = -(-(kv_tokens or CONTEXTS * draft.context_length) // usual.page_size)
     pages = min(wanted, pages_for(loaded, max(0, room), usual.page_size))
     if pages < 1:
         raise NoCapacity(
