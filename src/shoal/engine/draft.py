@@ -19,7 +19,7 @@ from ..units import SessionId
 
 MAX_DRAFT = 16  # tokens in one row
 QUICK_TOKENS = 512  # are taken in within half a millisecond
-POSITIONAL = ("full_attention", "sliding_attention", "chunked_attention")
+POSITIONAL = ("attention", "full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True, slots=True)
