@@ -15,8 +15,9 @@ NodeId = NewType("NodeId", str)  # a node's Nostr public key, as npub1...
 ModelId = NewType("ModelId", str)  # fingerprint of a checkpoint, 16 hex digits
 SessionId = NewType("SessionId", str)  # chosen by the gateway, 16 hex digits
 Seconds = NewType("Seconds", float)
-Quant = Literal["none", "int8", "int4"]  # how weights are kept; all but "none" compute exactly
-QuantChoice = Literal["auto", "none", "int8", "int4"]
+Quant = Literal["none", "int8", "int4", "w8", "w4"]  # how weights are kept
+QuantChoice = Literal["auto", "none", "int8", "int4", "w8", "w4"]
+EXACT: tuple[Quant, ...] = ("int8", "int4")  # their results are the same everywhere
 
 
 class Slice(msgspec.Struct, frozen=True, order=True, array_like=True):

@@ -25,8 +25,8 @@ def test_it_tells_what_the_model_is_and_what_each_kind_of_weights_takes(shoal: S
     head, stored, *_ = lines = result.stdout.splitlines()
     assert "llama · 8 layers · 5.4 million parameters · context of 1024 tokens" in head
     assert "11 MB, weights in floats" in stored
-    none, int8, int4 = (columns(line) for line in lines[-3:])
-    assert [cells[0] for cells in (none, int8, int4)] == ["none", "int8", "int4"]
+    none, _, int4, *_ = found = [columns(line) for line in lines[-5:]]
+    assert [cells[0] for cells in found] == ["none", "int8", "int4", "w8", "w4"]
     assert none[1].strip() == "1.1 MB"
     assert none[3].strip() == "is the embedding"
     assert int4[1].strip() == "296 kB"
@@ -36,12 +36,12 @@ def test_the_sums_are_there_for_programs(shoal: Shoal) -> None:
     shown = json.loads(shoal("show", "shoal-tiny", "--json", asks=False).stdout)
     assert (shown["architecture"], shown["layers"], shown["dtype"]) == ("llama", 8, "bf16")
     assert shown["stored"]["dequantised"] == {}
-    none, int8, int4 = shown["memory"]
+    none, int8, int4, w8, w4 = shown["memory"]
     assert none["whole"] == shown["stored"]["bytes"] == 2 * shown["parameters"]
     for one in shown["memory"]:
         ends = one["head"] + (0 if one["tied"] else one["embedding"])
         assert one["whole"] == sum(one["layers"]) + ends
-    assert none["whole"] > int8["whole"] > int4["whole"]
+    assert none["whole"] > int8["whole"] > w8["whole"] > w4["whole"] > int4["whole"]
     wide = json.loads(shoal("show", "shoal-tiny", "--dtype", "f32", "--json", asks=False).stdout)
     assert wide["memory"][0]["whole"] == 2 * none["whole"]
 

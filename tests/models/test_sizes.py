@@ -90,3 +90,9 @@ def test_the_sums_are_what_a_loaded_model_takes(quant: Quant) -> None:
     checkpoint = open_checkpoint(BUILTIN)
     taken = load_slice(checkpoint, checkpoint.whole, quant=quant).nbytes
     assert taken == pytest.approx(model_sizes(checkpoint, quant).whole, rel=0.03)
+
+
+def test_weights_that_are_computed_with_in_floats_keep_their_steps_in_floats() -> None:
+    some = Counted.of([tensor((10, 64)), tensor((7,))])
+    assert some.bytes_as("w8", 2) == 640 + 10 * 2 + 7 * 2
+    assert some.bytes_as("w4", 2) == 320 + 10 * 2 * (2 + 2) + 7 * 2

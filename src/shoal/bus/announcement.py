@@ -32,7 +32,7 @@ class StageOffer(msgspec.Struct, frozen=True):
     model_name: str
     total_layers: int
     layers: Slice
-    compute: Literal["f32", "bf16", "f16", "int8", "int4", "gguf", "served"]
+    compute: Literal["f32", "bf16", "f16", "int8", "int4", "w8", "w4", "gguf", "served"]
     state: Literal["joining", "serving", "draining"]
     layer_seconds: float  # one layer, one decoded token
     overhead_seconds: float  # one step, whatever is in it

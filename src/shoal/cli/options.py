@@ -27,7 +27,9 @@ Dtype = Annotated[
 ]
 Quant = Annotated[
     str | None,
-    typer.Option("--quant", metavar="auto|none|int8|int4", help="Weights as they are, or rounded."),
+    typer.Option(
+        "--quant", metavar="auto|none|int8|int4|w8|w4", help="Weights as they are, or rounded."
+    ),
 ]
 Draft = Annotated[
     str | None,

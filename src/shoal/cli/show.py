@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from ..models.checkpoint import Checkpoint
 
 HEADERS = ("QUANT", "A LAYER", "EMBEDDING", "HEAD", "WHOLE", "CACHE OF 1000 TOKENS")
-QUANTS: tuple[Quant, ...] = ("none", "int8", "int4")
+QUANTS: tuple[Quant, ...] = ("none", "int8", "int4", "w8", "w4")
 TOKENS = 1000
 KEPT = {
     "none": "weights in floats, as they are computed with",
     "int8": "a byte a weight and a scale for each row",
     "int4": "4.25 bits a weight with the compiled kernels, a byte without; the head as int8",
+    "w8": "a byte a weight, computed with in floats: for GPUs",
+    "w4": "5 bits a weight, computed with in floats; the head as w8: for GPUs",
 }
 
 

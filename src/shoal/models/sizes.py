@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest
-from ..units import Quant
+from ..units import EXACT, Quant
 from .safetensors_header import DTYPE_BYTES
 
 if TYPE_CHECKING:
@@ -69,8 +69,12 @@ class Counted:
         rest = self.vectors * item + self.foreign_bytes
         if quant == "none":
             return self.matrices * item + rest
-        codes = self.matrices if quant == "int8" else self.groups * GROUP_BYTES
-        return codes + self.rows * SCALE_BYTES + rest
+        if quant in EXACT:
+            codes = self.matrices if quant == "int8" else self.groups * GROUP_BYTES
+            return codes + self.rows * SCALE_BYTES + rest
+        if quant == "w8":
+            return self.matrices + self.rows * item + rest
+        return self.groups * (GROUP // 2 + 2 * item) + rest  # each with a step and a middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +126,13 @@ class ModelSizes:
 
 
 def model_sizes(checkpoint: Checkpoint, quant: Quant, dtype: str | None = None) -> ModelSizes:
-    """int8 and int4 round the matrices of layers, and the head to 8 bits. The embedding stays
+    """All but "none" round the matrices of layers, and the head to 8 bits. The embedding stays
     float, and so a tied head becomes a matrix of its own. `dtype` None is the checkpoint's own.
     """
     item = FLOAT_BYTES[check_dtype(dtype or checkpoint.dtype)]
     counts = checkpoint.counts
-    head_quant: Quant = "none" if quant == "none" else "int8"
+    heads: dict[Quant, Quant] = {"none": "none", "w8": "w8", "w4": "w8"}
+    head_quant = heads.get(quant, "int8")
     head = counts.head.bytes_as(head_quant, item)
     if checkpoint.tied:
         head += counts.embedding.bytes_as(head_quant, item)
@@ -136,7 +141,7 @@ def model_sizes(checkpoint: Checkpoint, quant: Quant, dtype: str | None = None) 
         counts.embedding.bytes_as("none", item),
         head,
         checkpoint.tied and quant == "none",
-        kv_bytes_per_token(checkpoint.config, item, exact=quant != "none"),
+        kv_bytes_per_token(checkpoint.config, item, exact=quant in EXACT),
     )
 
 

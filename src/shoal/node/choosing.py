@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import cast
 
 from ..bus import Announcement
 from ..models.checkpoint import Checkpoint
@@ -43,13 +42,12 @@ def compute_as(
         for offer in each.stages
         if offer.model == checkpoint.model_id and offer.state != "draining"
     )
-    known = {"int8": ("int8", None), "int4": ("int4", None)} | {
-        name: ("none", name) for name in FLOAT_BYTES
-    }
+    rounded: tuple[Quant, ...] = ("int8", "int4", "w8", "w4")
+    known: dict[str, tuple[Quant, str | None]] = {name: (name, None) for name in rounded}
+    known |= {name: ("none", name) for name in FLOAT_BYTES}
     for compute, _ in classes.most_common():
         if compute in known:
-            quant, name = known[compute]
-            return cast(Quant, quant), name
+            return known[compute]
     return AUTO, None
 
 

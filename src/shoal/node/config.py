@@ -59,7 +59,7 @@ def node_config(
         raise BadConfig(
             "layers are pinned without a model", hint="say which: --model M --layers A:B"
         )
-    if settings.quant in ("int8", "int4") and settings.dtype:
+    if settings.quant not in ("auto", "none") and settings.dtype:
         raise BadConfig(
             f"{settings.quant} fixes the type of the hidden states: it is the checkpoint's own",
             hint="leave --dtype out, or use --quant none",

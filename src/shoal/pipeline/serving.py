@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..engine.stage import Stage
     from ..engine.thread import EngineThread
 
-Compute = Literal["f32", "bf16", "f16", "int8", "int4", "gguf", "served"]
+Compute = Literal["f32", "bf16", "f16", "int8", "int4", "w8", "w4", "gguf", "served"]
 WARM_UP_STEPS = 3
 
 
