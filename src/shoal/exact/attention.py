@@ -87,7 +87,8 @@ def products(q_BNHD: Tensor, keys_BSKD: Tensor, scale_BSK: Tensor, scaling: floa
     rows, count, _, width = q_BNHD.shape
     grouped = q_BNHD.reshape(rows, count, keys_BSKD.shape[2], -1, width).permute(0, 2, 1, 3, 4)
     codes, scale_BKNG = round_rows(grouped)
-    sums = _exact_product(codes.flatten(2, 3), keys_BSKD.permute(0, 2, 3, 1), 64.0)
+    keys = _floats(keys_BSKD.transpose(1, 2), width).transpose(2, 3)
+    sums = _exact_product(codes.flatten(2, 3), keys, 64.0)
     scores = sums.view(*scale_BKNG.shape, -1)
     scores.mul_(scale_BSK.transpose(1, 2)[:, :, None, None])
     return scores.mul_(scale_BKNG.mul_(scaling)[..., None])
@@ -123,8 +124,8 @@ def _weighted_values(weights_BKNGS: Tensor, values_BSKW: Tensor) -> Tensor:
     weights = weights_BKNGS.view(rows, kv_heads, count * group, -1, BLOCK)
     scale = divided(weights.amax(-1, keepdim=True).clamp_(min=SMALLEST_WEIGHT), WEIGHT_LIMIT)
     codes = (weights / scale).round_().transpose(2, 3)
-    values = values_BSKW.transpose(1, 2)
-    values = values.reshape(rows, kv_heads, -1, BLOCK, values.shape[-1])
+    values = _floats(values_BSKW.transpose(1, 2), BLOCK)
+    values = values.view(rows, kv_heads, -1, BLOCK, values.shape[-1])
     blocks = _exact_product(codes, values, 128.0).mul_(scale.transpose(2, 3)).unbind(2)
     out: Tensor = blocks[0]
     for block in blocks[1:]:
@@ -132,16 +133,20 @@ def _weighted_values(weights_BKNGS: Tensor, values_BSKW: Tensor) -> Tensor:
     return out.view(rows, kv_heads, count, group, -1)
 
 
-def _exact_product(codes: Tensor, matrix: Tensor, base: float) -> Tensor:
-    """codes (..., X, Y) float32 whole numbers @ matrix (..., Y, Z) int16: float32(integer sum).
+def _floats(codes: Tensor, terms: int) -> Tensor:
+    """As float32 where sums of so many products fit it, in one piece: a product copies it else."""
+    dtype = torch.float32 if terms <= MOST_TERMS else torch.float64
+    return codes.to(dtype, memory_format=torch.contiguous_format)
+
+
+def _exact_product(codes: Tensor, numbers: Tensor, base: float) -> Tensor:
+    """codes (..., X, Y) @ numbers (..., Y, Z), all whole: float32(integer sum).
 
     Float32 holds whole numbers up to 2**24, so the codes are cut into base * high + low, whose
-    products with 12-bit numbers stay below that; adding the two rounds once. Longer sums (Y > 256)
-    take float64.
+    products with 12-bit numbers stay below that; adding the two rounds once.
     """
-    if codes.shape[-1] > MOST_TERMS:
-        return (codes.double() @ matrix.double()).float()
-    numbers = matrix.float()
+    if numbers.dtype == torch.float64:
+        return (codes.double() @ numbers).float()
     high = (codes / base).round_()
     low = codes - high * base
     return (high @ numbers).mul_(base).add_(low @ numbers)
