@@ -8,7 +8,7 @@ import torch
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
 
-from ..models.families import FAMILIES
+from ..models.families import EVERY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Chec
     def get(family: str) -> tuple[Checkpoint, Any]:
         if family not in made:
             folder: Path = tmp_path_factory.mktemp(family)
-            reference = write_random_checkpoint(FAMILIES[family], folder)
+            reference = write_random_checkpoint(EVERY[family], folder)
             made[family] = open_checkpoint(str(folder)), reference
         return made[family]
 

@@ -23,7 +23,7 @@ from shoal.engine.stage import Stage
 from shoal.models.checkpoint import Checkpoint
 from shoal.units import SessionId
 
-from ..models.families import FAMILIES
+from ..models.families import EVERY, FAMILIES
 
 Tiny = Callable[[str], tuple[Checkpoint, Any]]
 PROMPTS = make_prompts(211)
@@ -68,7 +68,7 @@ def test_the_schedule_joins_leaves_mixes_and_cuts_prompts() -> None:
     assert any(start > 0 and stop - start > 1 for step in SCHEDULE for _, start, stop in step)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_stages_compute_the_whole_models_bits_and_transformers_numbers(
     tiny: Tiny, family: str
 ) -> None:
@@ -84,7 +84,7 @@ def test_stages_compute_the_whole_models_bits_and_transformers_numbers(
         assert same_bits(whole, run_schedule(stages, PROMPTS))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_greedy_text_is_that_of_transformers(tiny: Tiny, family: str) -> None:
     checkpoint, reference = tiny(family)
     expected = plain_greedy(reference, PROMPTS[0], 6)
@@ -100,7 +100,8 @@ def test_int8_stages_compute_the_whole_models_bits(tiny: Tiny, family: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("llama", "bf16"), ("gemma2", "f16"), ("deepseek_v3", "bf16")]
+    ("family", "dtype"),
+    [("llama", "bf16"), ("gemma2", "f16"), ("deepseek_v3", "bf16"), ("qwen3_next", "bf16")],
 )
 def test_short_floats_split_bit_for_bit_too(tiny: Tiny, family: str, dtype: str) -> None:
     checkpoint, _ = tiny(family)

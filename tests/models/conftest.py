@@ -6,7 +6,7 @@ import pytest
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
 
-from .families import FAMILIES
+from .families import EVERY
 from .published.writers import CASES, write
 
 Pair = tuple[Checkpoint, Checkpoint]  # quantised, and in floats what it stands for
@@ -20,7 +20,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def get(family: str) -> Path:
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
-            write_random_checkpoint(FAMILIES[family], made[family])
+            write_random_checkpoint(EVERY[family], made[family])
         return made[family]
 
     return get

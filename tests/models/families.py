@@ -1,4 +1,7 @@
-"""Tiny random models of every family that shoal promises: 4 layers, with their peculiarities."""
+"""Tiny random models of every family that shoal promises: 4 layers, with their peculiarities.
+
+FAMILIES compute in the exact class, too; HYBRIDS, which keep running states, only in floats.
+"""
 
 from __future__ import annotations
 
@@ -69,3 +72,40 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**LATENT, "model_type": "deepseek_v3"},
 }
 FAMILIES = {**DENSE, **MIXTURES}
+DELTA = {
+    **EXPERTS,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+}
+SHARED_EXPERT = {"num_experts": 8, "shared_expert_intermediate_size": 32}
+SHORT_CONV = {**EXPERTS, "layer_types": ["conv", "full_attention", "conv", "conv"]}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**DELTA, **SHARED_EXPERT, "model_type": "qwen3_next"},
+    "qwen3_5_text": {**DELTA, "model_type": "qwen3_5_text"},
+    "qwen3_5_moe_text": {**DELTA, **SHARED_EXPERT, "model_type": "qwen3_5_moe_text"},
+    "olmo_hybrid": {**DELTA, "model_type": "olmo_hybrid"},
+    "kimi_linear": {**LATENT, "model_type": "kimi_linear"},
+    "lfm2": {**SHORT_CONV, "model_type": "lfm2"},
+    "lfm2_moe": {
+        **SHORT_CONV,
+        "model_type": "lfm2_moe",
+        "num_experts": 8,
+        "num_dense_layers": 1,
+    },
+    "granitemoehybrid": {
+        **COMMON,
+        **MIXTURE,
+        "model_type": "granitemoehybrid",
+        "shared_intermediate_size": 64,
+        "layer_types": ["mamba", "attention", "mamba", "mamba"],
+        "mamba_d_state": 16,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+    },
+}
+EVERY = {**FAMILIES, **HYBRIDS}

@@ -19,8 +19,9 @@ from ..exact.attention import BLOCK, Context, Scores, attend
 from ..exact.latent import attend_latents
 from ..exact.layer import Angles, DenseLayer, run_layer
 from ..exact.numbers import round_rows
-from .kv import AsCache, KvLayout, allocate
+from .kv import AsCache, KvLayout
 from .plan import Group, StepPlan
+from .pools import allocate
 
 Attend = Callable[[Tensor, Tensor, Context], Tensor]
 """(queries (B, N, H, D), positions (B, N), what is cached of them) -> (B, N, H, W)."""

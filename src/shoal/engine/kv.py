@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import UnsupportedModel
 from ..exact.layer import Angles, DenseLayer
 from ..models.mixers import Mixer
+from ..models.skeleton import quiet
 from ..models.slice import ModelSlice
 from .attention import Scores, attend_latents, attend_row
 from .plan import Span, StepPlan
@@ -132,6 +133,7 @@ class _Probe(AsCache):
         noted = Noted()
         out = mixer(x_1TE, noted)
         self.states[layer] = noted.layer
+        mixer(x_1TE, noted.begun(x_1TE.device))  # warms what goes on from a state, too
         return out
 
 
@@ -159,7 +161,8 @@ def _measure(model: ModelSlice) -> _Probe:
     probe = _Probe()
     token = torch.zeros(1, dtype=torch.int64, device=model.device)
     hidden = torch.zeros(1, model.hidden_size, dtype=model.dtype, device=model.device)
-    model(token if model.first else hidden, token, probe, probe)
+    with quiet():
+        model(token if model.first else hidden, token, probe, probe)
     if sorted(probe.layout.keys() | probe.states.keys()) != list(model.layers):
         raise UnsupportedModel(
             "some of its layers keep neither keys and values nor a state, or under another number"

@@ -31,6 +31,8 @@ SCHEDULE: Sequence[Step] = (
     [(1, 24, 25), (2, 2, 3), (3, 40, 41)],  # session 0 has left
     [(0, 9, 13), (3, 41, 44), (1, 25, 26)],  # and is back; another order
     [(0, 12, 13), (3, 44, 45)],  # a token again
+    [(2, 0, 5), (3, 45, 46)],  # a session begins anew
+    [(2, 5, 6), (3, 0, 1)],
 )
 
 
@@ -81,11 +83,20 @@ def run_schedule(
     """
     pages = _interleaved_pages(len(prompts))
     answers: list[Answer] = []
-    for planned in SCHEDULE:
+    for planned in _forward_only() if any(stage.keeps_states for stage in stages) else SCHEDULE:
         step = [each for each in planned if only in (None, each[0])]
         if step:
             answers += _run_step(stages, prompts, pages, step)
     return answers
+
+
+def _forward_only() -> Iterator[Step]:
+    """The schedule without the rows that go back a little, which no running state can."""
+    reached: dict[int, int] = {}
+    for step in SCHEDULE:
+        possible = [each for each in step if each[1] in (0, reached.get(each[0], 0))]
+        reached.update({session: stop for session, _, stop in possible})
+        yield possible
 
 
 def _run_step(

@@ -6,12 +6,12 @@ layers stay global.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,7 +19,9 @@ from ..errors import UnsupportedModel
 from ..units import Slice
 from . import attention
 
-SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention"}
+STATE_LAYERS = {"linear_attention", "conv", "hybrid"}  # they keep a running state
+SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention", *STATE_LAYERS}
+LAST_NORMS = ("norm", "final_layernorm", "embedding_norm")
 SAME_AS = {"kimi_k2": "deepseek_v3"}  # the same architecture under a name of its own
 # what library code raises when it is asked for something that it cannot do
 LIBRARY_ERRORS = (
@@ -30,6 +32,7 @@ LIBRARY_ERRORS = (
     LookupError,
     NotImplementedError,
     RuntimeError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -94,12 +97,21 @@ def read_config(raw: dict[str, Any]) -> Any:
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(
-            copy.deepcopy({**raw, "model_type": model_type})
+            _with_floats({**raw, "model_type": model_type})
         )
     except LIBRARY_ERRORS as error:
         raise UnsupportedModel(f"this {model_type} configuration is wrong: {error}") from error
     _check_config(config)
     return config
+
+
+def _with_floats(value: Any) -> Any:
+    """A copy in which infinities are numbers: JSON has none, so transformers writes objects."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_floats(each) for key, each in value.items()}
+    return [_with_floats(each) for each in value] if isinstance(value, list) else value
 
 
 def _check_config(config: Any) -> None:
@@ -110,6 +122,11 @@ def _check_config(config: Any) -> None:
         raise _unsupported(config, f"its layers need {', '.join(sorted(kinds))}")
     if getattr(config, "attention_chunk_size", None):
         raise _unsupported(config, "its layers need chunked_attention")
+
+
+def keeps_states(config: Any) -> bool:
+    """Whether some of its layers keep a running state instead of keys and values."""
+    return not STATE_LAYERS.isdisjoint(getattr(config, "layer_types", None) or ())
 
 
 def _unsupported(config: Any, why: str) -> UnsupportedModel:
@@ -126,7 +143,9 @@ def causal_class(config: Any) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _unsupported(config, "it has no text generation head")
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not getattr(found, "_supports_attention_backend", False):
+    # those with running states do not say so, though it can be: the proof tells
+    promises = ("_supports_attention_backend", "_is_stateful")
+    if not any(getattr(found, promise, False) for promise in promises):
         raise _unsupported(config, "its attention cannot be replaced")
     return found
 
@@ -147,9 +166,9 @@ def build(raw_config: dict[str, Any], layers: Slice, dtype: torch.dtype) -> Any:
 
 def _cut(model: Any, layers: Slice) -> None:
     base = model.base_model
-    if not all(hasattr(base, name) for name in ("layers", "norm", "embed_tokens")) or not hasattr(
-        model, "lm_head"
-    ):
+    norm = next((name for name in LAST_NORMS if hasattr(base, name)), None)
+    named = all(hasattr(base, name) for name in ("layers", "embed_tokens"))
+    if norm is None or not named or not hasattr(model, "lm_head"):
         raise _unsupported(
             model.config, "its parts are not named embed_tokens, layers, norm and lm_head"
         )
@@ -158,7 +177,8 @@ def _cut(model: Any, layers: Slice) -> None:
         if not layers.start <= index < layers.stop:
             base.layers[index] = PassThrough(base.layers[index])
     if layers.stop < count:
-        base.norm, model.lm_head = nn.Identity(), nn.Identity()
+        setattr(base, norm, nn.Identity())
+        model.lm_head = nn.Identity()
     tied = layers.stop == count and bool(getattr(model.config, "tie_word_embeddings", False))
     if layers.start > 0 and not tied:
         base.embed_tokens = nn.Identity()

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidRequest
-from ..units import Quant, Slice
+from ..errors import InvalidRequest, UnsupportedModel
+from ..units import EXACT, Quant, Slice
 from .attention import Ragged
 from .checkpoint import Checkpoint
 from .dense import DenseParts, is_dense
 from .loading import Ready, load_weights
-from .skeleton import build, quiet
+from .mixers import read_by_rows
+from .skeleton import build, keeps_states, quiet
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -25,7 +26,8 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 class ModelSlice(nn.Module):
     """A contiguous range of layers, run by the model's own modules and its own forward.
 
-    `compute` is f32, bf16, f16, int8 or int4; `dtype` is that of the hidden states in and out.
+    `compute` is f32, bf16, f16, or how weights are kept; `dtype` is that of the hidden states in
+    and out.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class ModelSlice(nn.Module):
     @property
     def exact(self) -> bool:
         """Whether it computes in the exact class."""
-        return self.compute not in DTYPES
+        return self.compute in EXACT
 
     @property
     def nbytes(self) -> int:
@@ -122,6 +124,7 @@ def load_slice(
             device,
             ready=ready,
         )
+    read_by_rows(model)
     return ModelSlice(
         model,
         layers,
@@ -136,9 +139,17 @@ def load_slice(
 def _ready(model: Any, layers: Slice, checkpoint: Checkpoint, quant: Quant) -> Ready:
     """What is done with each part of the model once its weights are there."""
     from .parts import ExactParts, FloatParts
+    from .weight_only import WeightOnlyParts
 
     if quant == "none":
         return FloatParts()
+    if quant in EXACT and keeps_states(model.config):
+        raise UnsupportedModel(
+            f"{checkpoint.name} keeps running sums from token to token, which are not made exact",
+            hint="a float type works: --quant none",
+        )
+    if quant == "w8" or quant == "w4":
+        return WeightOnlyParts(quant)
     if is_dense(model.config):
         return DenseParts(model, layers, checkpoint.context_length, quant)
     return ExactParts(quant)
