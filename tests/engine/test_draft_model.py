@@ -16,6 +16,7 @@ from shoal.engine.draft_model import (
 from shoal.engine.stage import Stage, StageConfig
 from shoal.errors import InvalidRequest, NoCapacity
 from shoal.models.checkpoint import BUILTIN, Checkpoint, open_checkpoint
+from shoal.models.gguf_checkpoint import GgufCheckpoint
 from shoal.models.slice import load_slice
 from shoal.units import SessionId
 
@@ -94,3 +95,10 @@ def test_a_model_with_other_tokens_is_refused(tiny: Tiny, tmp_path: Path) -> Non
     copy = tmp_path / "copy"
     shutil.copytree(builtin.folder, copy)
     check_same_tokens(open_checkpoint(str(copy)), builtin)
+
+
+def test_a_gguf_file_is_refused_as_a_draft(tiny: Tiny) -> None:
+    model, _ = tiny("llama")
+    fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    with pytest.raises(InvalidRequest, match="GGUF files are only served"):
+        load_drafter(GgufCheckpoint(**fields), model, memory_bytes=1 << 30)

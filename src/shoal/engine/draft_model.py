@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import InvalidRequest, NoCapacity, Overloaded
+from ..errors import InvalidRequest, NoCapacity, Overloaded, UnsupportedModel
 from ..models.checkpoint import Checkpoint
-from ..models.slice import load_slice
-from ..models.text import Tokenizer
+from ..models.gguf_checkpoint import GgufCheckpoint
+from ..models.slice import ModelSlice, load_slice
 from ..units import Quant, SessionId, readable_bytes
 from .draft import Wish
 from .pages import PagePool
@@ -146,10 +146,17 @@ def load_drafter(
 ) -> tuple[ModelDrafter, int]:
     """A drafter for `model`, and the bytes that its weights and cache take of `memory_bytes`.
 
-    Raises InvalidRequest when the two do not share their tokens, NoCapacity when there is no room.
+    Raises InvalidRequest for a GGUF file and when the two do not share their tokens, NoCapacity
+    when there is no room.
     """
+    if isinstance(draft, GgufCheckpoint):
+        raise InvalidRequest(
+            f"{draft.name} cannot draft: GGUF files are only served",
+            hint="take the model in Hugging Face form, or --draft ngram, which needs none",
+            param="draft",
+        )
     check_same_tokens(draft, model)
-    loaded = load_slice(draft, draft.whole, dtype, quant, device)
+    loaded = _load(draft, dtype, quant, device)
     weights = loaded.nbytes
     room = (memory_bytes - weights) // 4  # the larger part is the model's own
     usual = StageConfig()
@@ -166,6 +173,16 @@ def load_drafter(
     return ModelDrafter(stage, draft.context_length), taken
 
 
+def _load(draft: Checkpoint, dtype: str | None, quant: Quant, device: str) -> ModelSlice:
+    """A guess need not be exact: where the exact classes do not know the model, floats will do."""
+    try:
+        return load_slice(draft, draft.whole, dtype, quant, device)
+    except UnsupportedModel:
+        if quant == "none":
+            raise
+        return load_slice(draft, draft.whole, dtype, "none", device)
+
+
 def check_same_tokens(draft: Checkpoint, model: Checkpoint) -> None:
     """Raises InvalidRequest unless a token id means the same in both. One may have unused ids."""
     if _vocabulary(draft) != _vocabulary(model):
@@ -177,7 +194,8 @@ def check_same_tokens(draft: Checkpoint, model: Checkpoint) -> None:
 
 
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, int] | int:
-    """By the tokenizer's own files, where there are any; else the number of ids must do."""
-    if not (checkpoint.folder / "tokenizer.json").is_file():
+    """By its tokenizer where there is one; else the number of ids must do."""
+    try:
+        return checkpoint.open_tokenizer().vocabulary
+    except UnsupportedModel:
         return checkpoint.vocab_size
-    return Tokenizer.open(checkpoint.folder).vocabulary
