@@ -29,7 +29,6 @@ from .states import SessionStates, state_bytes
 from .thread import set_threads
 from .threads import ThreadTuner
 
-
 MOST_SLOTS = 64
 SLOTS_SHARE = 4  # at most one part in so many of the memory beside the weights
 
@@ -135,17 +134,18 @@ class Stage:
             for index in asked
             for line in range(ends[index] - 1 - len(rows[index].draft), ends[index])
         ]
-        return self._forward(rows, torch.tensor(lines, device=self.model.device)).float()
+        return self._forward(rows, lines).float()
 
-    def _forward(self, rows: Sequence[Row], wanted: Tensor | None) -> Tensor:
-        plan = StepPlan.of(rows, self.config.page_size, self.model.device)
-        x = self._ids(rows) if self.model.first else self._hidden(rows)
+    def _forward(self, rows: Sequence[Row], wanted: Sequence[int] | None) -> Tensor:
+        plan = StepPlan.of(rows, self.config.page_size, self.model.device, wanted or ())
+        x = plan.ids if self.model.first else self._hidden(rows)
         if len(x) != len(plan.positions):
             raise ValueError(f"{len(plan.positions)} tokens announced, {len(x)} given")
         self._kv.begin(plan)
         self._states.begin(rows)
         started = self._clock()
-        hidden: Tensor = self.model(x, plan.positions, self._kv, self._kv, wanted)
+        lines = None if wanted is None else plan.wanted
+        hidden: Tensor = self.model(x, plan.positions, self._kv, self._kv, lines, plan.highest)
         self._states.end(rows)
         if self._tuner is not None:
             self._tune(self._tuner, len(x), self._clock() - started)
@@ -157,14 +157,10 @@ class Stage:
         if tuner.took(tokens, seconds) != before:
             set_threads(tuner.count)
 
-    def _ids(self, rows: Sequence[Row]) -> Tensor:
-        ids = [token for row in rows for token in row.ids or ()]
-        return torch.tensor(ids, device=self.model.device)
-
     def _hidden(self, rows: Sequence[Row]) -> Tensor:
         parts = [row.hidden for row in rows if row.hidden is not None]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return joined.to(self.model.device)
+        return joined.to(self.model.device, non_blocking=True)
 
     # ---- between stages
 

@@ -171,6 +171,7 @@ class DenseParts:
         self,
         x: Tensor,
         positions: Tensor,
+        highest: int,
         ragged: Ragged,
         rows: Tensor | None,
         dtype: torch.dtype,
@@ -178,7 +179,7 @@ class DenseParts:
         """As `ModelSlice.forward`; its logits are float32."""
         embedded = x if self._embed is None else self._embed(x)
         hidden = embedded.to(torch.float32, copy=True)  # computed in place
-        hidden = ragged.dense(self._layers, hidden, self._angles(positions), dtype)
+        hidden = ragged.dense(self._layers, hidden, self._angles(positions, highest), dtype)
         if self._head is None or rows is None:
             return hidden.to(dtype)
         return self._head(hidden.index_select(0, rows))
@@ -214,6 +215,7 @@ class AngleTable:
     def __init__(self, rotary: nn.Module, context_length: int) -> None:
         self._rotary, self._context_length = rotary, context_length
         self._cos = self._sin = torch.empty(0, 0)
+        self._outgrown: list[Tensor] = []  # on a GPU, where captured graphs may still read them
 
     @property
     def rotated(self) -> int:
@@ -221,8 +223,10 @@ class AngleTable:
         self._reach(1)
         return 2 * self._cos.shape[1]
 
-    def __call__(self, positions: Tensor) -> Angles:
-        self._reach(int(positions.max()) + 1)
+    def __call__(self, positions: Tensor, highest: int) -> Angles:
+        self._reach(highest + 1)
+        if self._cos.device != positions.device:
+            self._cos, self._sin = self._cos.to(positions.device), self._sin.to(positions.device)
         return Angles(self._cos.index_select(0, positions), self._sin.index_select(0, positions))
 
     def _reach(self, length: int) -> None:
@@ -230,6 +234,8 @@ class AngleTable:
             return
         length = max(FIRST_ANGLES, 1 << (length - 1).bit_length())
         length = min(length, self._context_length)
+        if self._cos.device.type != "cpu":
+            self._outgrown += [self._cos, self._sin]
         with PreciseAngles(), torch.inference_mode():
             cos, sin = self._rotary(torch.empty(1, 1), torch.arange(length)[None])
         half = cos.shape[-1] // 2

@@ -67,15 +67,24 @@ class ModelSlice(nn.Module):
         return kept + (self.dense.nbytes if self.dense is not None else 0)
 
     def forward(
-        self, x: Tensor, positions: Tensor, cache: Any, ragged: Ragged, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: Any,
+        ragged: Ragged,
+        rows: Tensor | None = None,
+        highest: int | None = None,
     ) -> Tensor:
-        """`x`: token ids (T,) on the first stage, else hidden states (T, E).
+        """`x`: token ids (T,) on the first stage, else hidden states (T, E). `highest` is no lower
+        than any position; without it, a device is asked.
 
         Returns logits (R, V) of `rows` on a last stage that is given some, else hidden states (T,
         E).
         """
         if self.dense is not None:
-            return self.dense.forward(x, positions, ragged, rows, self.dtype)
+            if highest is None:
+                highest = int(positions.max())
+            return self.dense.forward(x, positions, highest, ragged, rows, self.dtype)
         inputs: dict[str, Any] = {"input_ids" if self.first else "inputs_embeds": x[None]}
         inputs.update(
             position_ids=positions[None],
