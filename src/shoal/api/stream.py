@@ -26,7 +26,9 @@ class EventStream:
         self.started = False
 
     async def write(self, data: bytes, last: bool = False) -> None:
-        """Waits while the client reads too slowly."""
+        """Waits while the client reads too slowly, and always for one turn of the event loop: what
+        has piled up keeps nobody waiting, and a client that left is noticed.
+        """
         async with self._writing:
             if not self.started:
                 self.started = True
@@ -35,6 +37,7 @@ class EventStream:
                 )
             self._quiet = False
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        await asyncio.sleep(0)
 
     async def keep_alive(self, interval_s: float) -> NoReturn:
         """Send a comment whenever `interval_s` passed in silence: proxies drop silent lines."""
