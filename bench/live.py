@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -32,11 +33,29 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One `shoal up` process: its own, the address of its API, where its stderr goes."""
+
+    process: subprocess.Popen[bytes]
+    api: str
+    log: Path
+
+
 @contextmanager
 def mesh(
     folder: Path, model: Path, slices: Sequence[str], *options: str, threads: int = 1
 ) -> Iterator[str]:
     """One node a slice; gives the address of the first one's API once the model is covered."""
+    with nodes(folder, str(model), slices, *options, threads=threads) as found:
+        yield found[0].api
+
+
+@contextmanager
+def nodes(
+    folder: Path, model: str, slices: Sequence[str], *options: str, threads: int = 1
+) -> Iterator[list[Node]]:
+    """One node a slice, each with a home in `folder`, once every one sees the model covered."""
     port = free_port()
     processes = []
     try:
@@ -47,11 +66,16 @@ def mesh(
             command += ["--listen", "127.0.0.1:0", "--threads", str(threads), "--mesh", "bench"]
             command += ["--relay-port" if number == 0 else "--relay"]
             command += [str(port) if number == 0 else f"ws://127.0.0.1:{port}"]
-            command += ["--model", str(model), "--layers", layers, *options]
+            command += ["--model", model, "--layers", layers, *options]
             with (home / "out").open("w") as out, (home / "err").open("w") as err:
                 environment = {**os.environ, "SHOAL_HOME": str(home)}
                 processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment))
-        yield _wait(folder / "node0" / "out", processes)
+        homes = [folder / f"node{number}" for number in range(len(slices))]
+        apis = [_wait(home / "out", processes) for home in homes]
+        yield [
+            Node(process, api, home / "err")
+            for process, api, home in zip(processes, apis, homes, strict=True)
+        ]
     finally:
         for process in processes:
             process.terminate()
