@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, cast
 
+from shoal.engine.draft import NgramDrafter
 from shoal.engine.prefix import PrefixPool
 from shoal.engine.sampling import SamplerState
 from shoal.engine.stage import Stage, StageConfig
@@ -120,6 +121,7 @@ class HostileNode:
             emit=ignore,
             clock=lambda: self.now,
         )
+        worker.guess_with(NgramDrafter())
         self.pipeline.serve(worker)
         return worker
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.engine.draft import MAX_DRAFT
 from shoal.engine.request import Sampled, Sampling, TokenLogprob
 from shoal.errors import BadMessage, LinkClosed, Overloaded, PeerError, PromptTooLong, StageLost
 from shoal.pipeline import Plan, Request, Stop
@@ -129,6 +130,18 @@ def opens(draw: st.DrawFn) -> Open:
     )
 
 
+row_entries = st.one_of(
+    st.builds(RowEntry, session_ids, counts, st.integers(1, 40)),
+    st.builds(
+        lambda session, start, draft: RowEntry(session, start, 1 + len(draft), tuple(draft)),
+        session_ids,
+        counts,
+        st.lists(st.integers(0, (1 << 32) - 1), max_size=MAX_DRAFT),
+    ),
+)
+token_entries = st.builds(
+    TokenEntry, session_ids, counts, tokens, st.lists(tokens, max_size=3).map(tuple)
+)
 messages = st.one_of(
     opens(),
     opens(),
@@ -137,10 +150,8 @@ messages = st.one_of(
     st.builds(Preempted, session_ids),
     st.builds(Lost, session_ids, node_ids, texts),
     st.builds(Refused, session_ids, st.sampled_from(["busy", "never", "gone"]), texts),
-    st.builds(TokenEntry, session_ids, counts, tokens).map(lambda entry: Tokens((entry,))),
-    st.lists(
-        st.builds(RowEntry, session_ids, counts, st.integers(1, 40)), min_size=1, max_size=4
-    ).map(lambda entries: Step(tuple(entries))),
+    token_entries.map(lambda entry: Tokens((entry,))),
+    st.lists(row_entries, min_size=1, max_size=4).map(lambda entries: Step(tuple(entries))),
 )
 
 
@@ -247,6 +258,8 @@ def test_fields_of_any_kind_decode_or_are_the_senders_fault(message: object, wil
         Tokens((TokenEntry(ONE, 0, Sampled(1, "because")),)),  # type: ignore[arg-type]
         Tokens((TokenEntry(ONE, 0, Sampled(1, "", 0.0, (TokenLogprob(1, 0.0),) * 21)),)),
         Tokens((TokenEntry(ONE, 0, Sampled(1)),) * 4097),
+        Tokens((TokenEntry(ONE, 0, Sampled(1), (Sampled(1),) * (MAX_DRAFT + 1)),)),
+        Step((RowEntry(ONE, 0, 2 + MAX_DRAFT, (1,) * (MAX_DRAFT + 1)),)),
     ],
 )
 def test_what_is_out_of_bounds_never_reaches_a_session(message: object) -> None:

@@ -284,6 +284,11 @@ def test_a_gateway_takes_no_more_tokens_than_it_asked_for() -> None:
     assert before < len(generation.output) == 40
 
 
+def test_a_draft_without_the_token_before_it_is_no_row() -> None:
+    with pytest.raises(ValueError, match="follows one token"):
+        RowEntry(SessionId("0" * 16), 5, 2, (1, 2))
+
+
 def test_a_message_of_many_tokens_is_cut_before_its_header_is_too_long() -> None:
     long = Sampled(1, "", -1.5, tuple(TokenLogprob(10**9, -1.5) for _ in range(20)))
     entry = TokenEntry(SessionId("0" * 16), 1 << 31, long, (long,) * MAX_DRAFT)
