@@ -87,7 +87,17 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {**DELTA, "model_type": "qwen3_5_text"},
     "qwen3_5_moe_text": {**DELTA, **SHARED_EXPERT, "model_type": "qwen3_5_moe_text"},
     "olmo_hybrid": {**DELTA, "model_type": "olmo_hybrid"},
-    "kimi_linear": {**LATENT, "model_type": "kimi_linear"},
+    "kimi_linear": {
+        **LATENT,
+        "model_type": "kimi_linear",
+        "linear_attn_config": {
+            "head_dim": 16,
+            "num_heads": 4,
+            "short_conv_kernel_size": 4,
+            "full_attn_layers": [3],  # counted from 1
+            "kda_layers": [1, 2, 4],
+        },
+    },
     "lfm2": {**SHORT_CONV, "model_type": "lfm2"},
     "lfm2_moe": {
         **SHORT_CONV,

@@ -16,7 +16,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.slice import ModelSlice, load_slice
 from ..units import Quant, SessionId, readable_bytes
-from .draft import Wish
+from .draft import Wish, rewinds
 from .pages import PagePool
 from .rows import Row
 from .stage import Stage, StageConfig, pages_for
@@ -153,6 +153,12 @@ def load_drafter(
         raise InvalidRequest(
             f"{draft.name} cannot draft: GGUF files are only served",
             hint="take the model in Hugging Face form, or --draft ngram, which needs none",
+            param="draft",
+        )
+    if not rewinds(draft.config):
+        raise InvalidRequest(
+            f"{draft.name} cannot draft: its running state does not take back a wrong guess",
+            hint="take a model without one, or --draft ngram, which needs none",
             param="draft",
         )
     check_same_tokens(draft, model)

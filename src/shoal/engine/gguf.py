@@ -94,6 +94,8 @@ def load_gguf_stage(
 class GgufStage:
     """A slice of a GGUF file with its cache. `scratch` is where the slice's file is put."""
 
+    keeps_states = False  # sequences go with their pages
+
     def __init__(
         self,
         checkpoint: GgufCheckpoint,

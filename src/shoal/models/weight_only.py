@@ -186,7 +186,7 @@ class WeightOnlyParts:
         round_linears(part, self._kind)
         for module in part.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() > 2 and not isinstance(module, FloatHeads):
+                if parameter.dim() > 2 and not isinstance(module, FloatHeads | nn.Conv1d):
                     raise UnsupportedModel(
                         f"{type(module).__name__} keeps {name} in a way that {self._kind} cannot "
                         "round, such as all experts in one",

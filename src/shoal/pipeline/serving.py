@@ -103,13 +103,14 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
     import torch
 
     from ..engine.prove import prove
-    from ..engine.stage import Stage, StageConfig, pages_for
+    from ..engine.stage import Stage, StageConfig, pages_for, slots_for
     from ..models.slice import load_slice
 
     prove(checkpoint, config.proofs_dir)
     model = load_slice(checkpoint, layers, config.dtype, config.quant, config.device)
     weights = model.nbytes
-    pages = pages_for(model, max(0, config.memory_bytes - weights), config.page_tokens)
+    room = max(0, config.memory_bytes - weights)
+    slots, pages = slots_for(model, room), pages_for(model, room, config.page_tokens)
     wanted = config.kv_tokens or config.max_contexts * checkpoint.context_length
     pages = min(pages, -(-wanted // config.page_tokens))
     if pages < 1:
@@ -119,7 +120,8 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
             hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
         )
     tuner = ThreadTuner(torch.get_num_threads()) if config.tune_threads else None
-    return Stage(model, StageConfig(page_size=config.page_tokens, pages=pages), tuner=tuner)
+    size = StageConfig(page_size=config.page_tokens, pages=pages, slots=slots)
+    return Stage(model, size, tuner=tuner)
 
 
 def _load_gguf(checkpoint: GgufCheckpoint, layers: Slice, config: ServingConfig) -> GgufStage:
@@ -199,6 +201,8 @@ def warm_up(stage: Stage | GgufStage, clock: Callable[[], float]) -> float:
         started = clock()
         stage.step([row])
         taken.append(clock() - started)
+    if stage.keeps_states:
+        cast("Stage", stage).forget(row.session)
     return min(taken)
 
 
@@ -340,10 +344,7 @@ class Serving:
             context_length=checkpoint.context_length,
             pool=pool(stage.config.pages, stage.config.page_size),
             make_sampler=samplers,
-            config=StageSessionsConfig(
-                gateway_share=self._config.gateway_share,
-                window=getattr(stage, "window", None),
-            ),
+            config=self._sessions_config(cast("Stage", stage)),
         )
         return StageWorker(
             StageKey(checkpoint.model_id, compute, layers),
@@ -354,6 +355,16 @@ class Serving:
             emit=self._emit,
             clock=self._clock,
             batch=BatcherConfig(max_tokens=step_tokens(stage), any_cut=stage.model.exact),
+        )
+
+    def _sessions_config(self, stage: Stage) -> StageSessionsConfig:
+        """A running state is one session's: nobody goes on from another's, and each has a slot."""
+        usual = StageSessionsConfig()
+        return StageSessionsConfig(
+            gateway_share=self._config.gateway_share,
+            window=getattr(stage, "window", None),
+            share_prefixes=not stage.keeps_states,
+            max_sessions=stage.config.slots if stage.keeps_states else usual.max_sessions,
         )
 
     def _offer(self, served: Served) -> StageOffer:

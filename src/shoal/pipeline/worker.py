@@ -73,6 +73,7 @@ class StageWorker:
         self._batcher = Batcher(batch)
         self._drafter: Drafter | None = None
         self._forgotten: list[SessionId] = []  # by us, not yet by the drafter
+        self._ended: list[SessionId] = []  # here, not yet in the engine
         self._ready = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -153,6 +154,7 @@ class StageWorker:
                 case Drop(session):
                     self._batcher.drop(session)
                     self._forgotten += [session] if self._drafter is not None else []
+                    self._ended += [session] if self._stage.keeps_states else []
                 case Note(event):
                     self._emit(event)
                 case Forward():
@@ -229,7 +231,8 @@ class StageWorker:
         self.sessions.begin(rows)
         rows = await self._guess(rows)
         positions = [row.sampler.position if row.sampler else 0 for row in rows]
-        result = await self._compute(rows)
+        ended, self._ended = self._ended, []  # those that end from now on may be among the rows
+        result = await self._compute(rows, ended)
         if not isinstance(result, Exception):
             await self._dispatch(rows, result)
             return
@@ -258,11 +261,13 @@ class StageWorker:
             return rows
         return self.sessions.guesses.added(rows, dict(zip(wishes, drafts, strict=True)))
 
-    async def _compute(self, rows: Sequence[Row]) -> StepResult | Exception:
+    async def _compute(
+        self, rows: Sequence[Row], ended: Iterable[SessionId] = ()
+    ) -> StepResult | Exception:
         """Whatever the engine raises is a result here: it says something about these rows."""
         started = self._clock()
         (result,) = await asyncio.gather(
-            self._thread.run(_forward, self._stage, rows), return_exceptions=True
+            self._thread.run(_forward, self._stage, rows, ended), return_exceptions=True
         )
         if not isinstance(result, BaseException):
             took = self._clock() - started
@@ -341,8 +346,10 @@ def _own(part: memoryview) -> memoryview:
     return memoryview(bytearray(part))
 
 
-def _forward(stage: Stage, rows: Sequence[Row]) -> StepResult:
+def _forward(stage: Stage, rows: Sequence[Row], ended: Iterable[SessionId]) -> StepResult:
     """In the engine thread: what came over the wire becomes tensors there."""
+    for session in ended:
+        stage.forget(session)
     return stage.step([_with_hidden(stage, row) for row in rows])
 
 
