@@ -76,7 +76,7 @@ class NgramIndex:
     the longest match, the latest one of several. Only the last WINDOW..2 WINDOW tokens count.
     """
 
-    WINDOW = 1 << 15  # tokens; an index of 2 WINDOW takes about 6 MB
+    WINDOW = 1 << 15  # tokens; an index of 2 WINDOW takes about 7 MB
     CANDIDATES = 16
     LONGEST = 8  # tokens of a match; a longer one is no better
 
