@@ -85,6 +85,44 @@ def attend_latents(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def attend_batch(
+    q_BHD: Tensor, k_BSKD: Tensor, v_BSKW: Tensor, seen_BS: Tensor, how: Scores
+) -> Tensor:
+    """Returns (B, H, W): one token of each of B rows, in one call, as GPUs want it. `seen_BS` is
+    True where a row may look; contexts are filled up to S.
+    """
+    rows, heads, width = q_BHD.shape
+    keys, values = k_BSKD.transpose(1, 2), v_BSKW.transpose(1, 2)
+    q_BKGD = q_BHD.reshape(rows, keys.shape[1], -1, width)
+    seen = seen_BS[:, None, None]
+    if how.plain:  # heads that share keys stand in for queries: no repeating
+        out = scaled_dot_product_attention(q_BKGD, keys, values, attn_mask=seen, scale=how.scaling)
+        return out.reshape(rows, heads, -1)
+    scores = q_BKGD @ keys.transpose(2, 3)
+    scores = scores * (width**-0.5 if how.scaling is None else how.scaling)
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    if how.sinks is not None:
+        sinks = how.sinks.to(scores.dtype).view(1, keys.shape[1], -1, 1)
+        scores = torch.cat([scores, sinks.expand(rows, -1, -1, 1)], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
+    out = weights[..., : keys.shape[2]] @ values
+    return out.reshape(rows, heads, -1)
+
+
+def attend_latents_batch(
+    q_BHD: Tensor, latents_BSR: Tensor, turned_BSP: Tensor, seen_BS: Tensor, scaling: float
+) -> Tensor:
+    """Returns (B, H, R): `attend_latents` for one token of each of B rows."""
+    rank = latents_BSR.shape[2]
+    scores = q_BHD[..., :rank] @ latents_BSR.transpose(1, 2)
+    scores = (scores + q_BHD[..., rank:] @ turned_BSP.transpose(1, 2)) * scaling
+    scores = scores.masked_fill(~seen_BS[:, None], torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(latents_BSR.dtype)
+    return weights @ latents_BSR
+
+
 def _attend_by_hand(
     q_NHD: Tensor,
     k_1KSD: Tensor,

@@ -19,7 +19,10 @@ from torch import Tensor
 from ..models.slice import ModelSlice
 from ..units import SessionId
 from . import wire
+from .batched_kv import BatchedKv
 from .compiled_kv import exact_kv
+from .exact_kv import ExactKv
+from .graphs import DecodeGraphs, Record, recorder
 from .kv import PagedKv, kv_bytes_per_token, kv_layout, reach, state_layout
 from .plan import StepPlan
 from .request import Sampled
@@ -82,7 +85,9 @@ class Stage:
         *,
         tuner: ThreadTuner | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        record: Record | None = None,
     ) -> None:
+        """`record` None records steps on CUDA devices alone; see graphs.py."""
         self._tuner, self._clock = tuner, clock
         self.config = config or StageConfig()
         self.model = model
@@ -92,12 +97,31 @@ class Stage:
         states = state_layout(model)
         self.keeps_states = bool(states)
         self._states = SessionStates(states, self.config.slots, model.device)
-        size = self.config.pages, self.config.page_size, model.device
         direct = all(layer.direct for layer in layout.values())
-        self._kv = (
-            exact_kv(layout, *size)
-            if model.exact and direct
-            else PagedKv(layout, *size, self._states)
+        if record is None and model.device.type == "cuda":
+            record = recorder()
+        if not direct or self.keeps_states or not model.asks_nothing:
+            record = None
+        self._graphs = None if record is None else self._decode_graphs(record)
+        pages = self.config.pages + (self._graphs is not None)  # one that no session has
+        size = pages, self.config.page_size, model.device
+        on_cpu = model.device.type == "cpu" and self._graphs is None
+        self._kv: ExactKv | PagedKv
+        if model.exact and direct:
+            self._kv = exact_kv(layout, *size) if on_cpu else ExactKv(layout, *size)
+        else:
+            self._kv = (PagedKv if on_cpu else BatchedKv)(layout, *size, self._states)
+
+    def _decode_graphs(self, record: Record) -> DecodeGraphs:
+        model, config = self.model, self.config
+        return DecodeGraphs(
+            self._compute,
+            record,
+            page_size=config.page_size,
+            spare=config.pages,
+            hidden=None if model.first else (model.hidden_size, model.dtype),
+            device=model.device,
+            most_context=config.pages * config.page_size,
         )
 
     def forget(self, session: SessionId) -> None:
@@ -136,7 +160,17 @@ class Stage:
         ]
         return self._forward(rows, lines).float()
 
+    def _compute(self, plan: StepPlan, x: Tensor) -> Tensor:
+        """All rows' logits, or hidden states."""
+        self._kv.begin(plan)
+        lines = plan.wanted if self.model.last else None
+        out: Tensor = self.model(x, plan.positions, self._kv, self._kv, lines, plan.highest)
+        return out
+
     def _forward(self, rows: Sequence[Row], wanted: Sequence[int] | None) -> Tensor:
+        if self._graphs is not None and (found := self._graphs.run(rows)) is not None:
+            every = wanted is None or len(wanted) == len(rows)
+            return found if every else found[wanted]
         plan = StepPlan.of(rows, self.config.page_size, self.model.device, wanted or ())
         x = plan.ids if self.model.first else self._hidden(rows)
         if len(x) != len(plan.positions):

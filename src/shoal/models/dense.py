@@ -230,6 +230,7 @@ class AngleTable:
         return Angles(self._cos.index_select(0, positions), self._sin.index_select(0, positions))
 
     def _reach(self, length: int) -> None:
+        length = min(length, self._context_length)
         if length <= len(self._cos):
             return
         length = max(FIRST_ANGLES, 1 << (length - 1).bit_length())

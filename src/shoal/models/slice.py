@@ -60,6 +60,14 @@ class ModelSlice(nn.Module):
         return self.compute in EXACT
 
     @property
+    def asks_nothing(self) -> bool:
+        """Whether a forward never waits for its device: experts are chosen, and the angles of some
+        families computed, on the host.
+        """
+        mixes = any(hasattr(module, "experts") for module in self.modules())
+        return not mixes and (self.dense is not None or not self.exact)
+
+    @property
     def nbytes(self) -> int:
         """What its weights take in memory."""
         kept = sum(t.nbytes for t in (*self.parameters(), *self.buffers()))
