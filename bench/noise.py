@@ -81,8 +81,7 @@ def known_asks() -> dict[str, Body]:
 def draw(chance: random.Random) -> Ask:
     """Anything: one in eight has a known answer, one in four is left before its end."""
     if chance.random() < 1 / 8:
-        name, body = chance.choice(sorted(known_asks().items()))
-        return Ask(body, known=name)
+        return _known(chance)
     body = _json_body(chance) if chance.random() < 1 / 10 else _text_body(chance)
     leaves = chance.random()
     if leaves < 1 / 8:
@@ -90,6 +89,11 @@ def draw(chance: random.Random) -> Ask:
     if leaves < 1 / 4:
         return Ask(body, seconds=chance.uniform(0, 0.3))  # often before the first token
     return Ask(body)
+
+
+def _known(chance: random.Random) -> Ask:
+    name = chance.choice(sorted(known_asks()))
+    return Ask(known_asks()[name], known=name)
 
 
 def _text_body(chance: random.Random) -> Body:
@@ -121,10 +125,15 @@ def _settings(chance: random.Random) -> Body:
 async def client(
     chance: random.Random, apis: Sequence[str], until: float, endings: list[Ending]
 ) -> None:
-    """Ask one thing after the other, through any node, until that time (of `time.monotonic`)."""
+    """Ask one thing after the other, through any node, until that time (of `time.monotonic`).
+
+    The first has a known answer, so that the shortest run repeats some.
+    """
+    wanted = _known(chance)
     async with httpx.AsyncClient(timeout=None) as http:  # noqa: S113 - PATIENCE_S is the limit
         while time.monotonic() < until:
-            endings.append(await ask(http, chance.choice(apis), draw(chance)))
+            endings.append(await ask(http, chance.choice(apis), wanted))
+            wanted = draw(chance)
 
 
 async def ask(http: httpx.AsyncClient, api: str, wanted: Ask) -> Ending:
