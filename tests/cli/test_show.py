@@ -105,3 +105,17 @@ def test_a_gguf_file_is_shown_as_it_is_packed(shoal: Shoal, tmp_path: Path) -> N
     lines = shoal("show", str(packed), asks=False).stdout.splitlines()
     assert "as a GGUF file" in lines[1]
     assert columns(lines[-1])[0] == "none"
+
+
+def test_layers_with_a_running_state_are_told_and_add_nothing_to_the_cache(
+    shoal: Shoal, tmp_path: Path
+) -> None:
+    from shoal.models.random_checkpoint import write_random_checkpoint
+    from tests.models.families import HYBRIDS
+
+    write_random_checkpoint(HYBRIDS["qwen3_next"], tmp_path)
+    told = shoal("show", str(tmp_path), asks=False).stdout
+    assert "3 layers keep a running state" in told
+    shown = json.loads(shoal("show", str(tmp_path), "--json", asks=False).stdout)
+    assert shown["memory"][0]["cache_per_1000_tokens"] == 1000 * 2 * 2 * 16 * 4  # of one layer
+    assert "running state" not in shoal("show", "shoal-tiny", asks=False).stdout

@@ -85,6 +85,12 @@ def test_a_drafter_takes_no_more_memory_than_it_says(tiny: Tiny) -> None:
         load_drafter(checkpoint, checkpoint, memory_bytes=taken // 2)
 
 
+def test_a_model_that_cannot_take_back_a_wrong_guess_is_refused(tiny: Tiny) -> None:
+    checkpoint, _ = tiny("qwen3_next")
+    with pytest.raises(InvalidRequest, match="cannot draft: its running state"):
+        load_drafter(checkpoint, checkpoint, memory_bytes=1 << 28)
+
+
 def test_a_model_with_other_tokens_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     model, _ = tiny("llama")
     with pytest.raises(InvalidRequest, match="cannot draft for"):

@@ -82,6 +82,14 @@ DELTA = {
 }
 SHARED_EXPERT = {"num_experts": 8, "shared_expert_intermediate_size": 32}
 SHORT_CONV = {**EXPERTS, "layer_types": ["conv", "full_attention", "conv", "conv"]}
+MAMBA = {
+    **COMMON,
+    "mamba_d_state": 16,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
 HYBRIDS: dict[str, dict[str, Any]] = {
     "qwen3_next": {**DELTA, **SHARED_EXPERT, "model_type": "qwen3_next"},
     "qwen3_5_text": {**DELTA, "model_type": "qwen3_5_text"},
@@ -106,16 +114,13 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "num_dense_layers": 1,
     },
     "granitemoehybrid": {
-        **COMMON,
+        **MAMBA,
         **MIXTURE,
         "model_type": "granitemoehybrid",
         "shared_intermediate_size": 64,
         "layer_types": ["mamba", "attention", "mamba", "mamba"],
-        "mamba_d_state": 16,
-        "mamba_n_heads": 8,
-        "mamba_d_head": 16,
-        "mamba_n_groups": 1,
-        "mamba_chunk_size": 8,
     },
+    "bamba": {**MAMBA, "model_type": "bamba", "attn_layer_indices": [2]},
+    "falcon_h1": {**MAMBA, "model_type": "falcon_h1", "mamba_d_ssm": 128},  # both in every layer
 }
 EVERY = {**FAMILIES, **HYBRIDS}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.engine.stage import Stage
 from shoal.models.checkpoint import BUILTIN, Checkpoint, open_checkpoint
 from shoal.models.published import Plain
 from shoal.models.published.layout import Part
@@ -13,7 +14,7 @@ from shoal.models.sizes import Counted, kv_bytes_per_token, model_sizes
 from shoal.models.slice import load_slice
 from shoal.units import Quant, Slice
 
-from .families import FAMILIES
+from .families import EVERY, HYBRIDS
 
 FolderOf = Callable[[str], Path]
 
@@ -41,7 +42,7 @@ def test_what_only_another_engine_reads_stays_as_it_is() -> None:
     assert [some.bytes_as(quant, 4) for quant in quants] == [360, 360, 360]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_floats_take_what_their_files_hold(folder_of: FolderOf, family: str) -> None:
     checkpoint = open_checkpoint(str(folder_of(family)))
     sizes = model_sizes(checkpoint, "none")
@@ -83,6 +84,15 @@ def test_the_cache_holds_keys_and_values_or_latents() -> None:
     latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
     assert kv_bytes_per_token(latent, 2, exact=False) == 576 * 2
     assert kv_bytes_per_token(latent, 2, exact=True) == 576 * 2 + 2 * 4
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_only_layers_that_look_back_add_to_the_cache(folder_of: FolderOf, family: str) -> None:
+    checkpoint = open_checkpoint(str(folder_of(family)))
+    sizes = model_sizes(checkpoint, "none")
+    stage = Stage(load_slice(checkpoint, checkpoint.whole))
+    assert sizes.kv_layers == (4 if family == "falcon_h1" else 1)
+    assert sizes.cache_per_token == stage.kv_bytes_per_token
 
 
 @pytest.mark.parametrize("quant", ["none", "int8", "int4"])

@@ -58,6 +58,7 @@ class Shown(msgspec.Struct, frozen=True):
     parameters: int
     context_length: int
     dtype: str
+    state_layers: int
     stored: Stored
     memory: tuple[Memory, ...]
 
@@ -91,6 +92,7 @@ def described(checkpoint: Checkpoint, dtype: str | None = None) -> Shown:
         parameters=checkpoint.counts.parameters,
         context_length=checkpoint.context_length,
         dtype=own,
+        state_layers=checkpoint.counts.state_layers,
         stored=stored(checkpoint),
         memory=memories(checkpoint, own),
     )
@@ -127,7 +129,7 @@ def memory(checkpoint: Checkpoint, quant: Quant, dtype: str) -> Memory:
         head=sizes.head,
         tied=sizes.tied,
         whole=sizes.whole,
-        cache_per_1000_tokens=sizes.kv_per_token * checkpoint.layers * TOKENS,
+        cache_per_1000_tokens=sizes.cache_per_token * TOKENS,
     )
 
 
@@ -140,6 +142,11 @@ def lines(shown: Shown) -> list[str]:
         f"context of {shown.context_length} tokens",
     ]
     told = [f"{shown.name}    {' · '.join(facts)}", *stored_lines(shown)]
+    if shown.state_layers:
+        told.append(
+            f"states    {shown.state_layers} layers keep a running state, of one size for each "
+            "conversation, and add nothing to the cache"
+        )
     kept = [f"{each.quant:<10}{KEPT[each.quant]}" for each in shown.memory]
     return [printable(line) for line in (*told, *(kept if len(kept) > 1 else ()))]
 

@@ -30,7 +30,7 @@ from .schedule import make_prompts, make_stages, plain_logits, run_schedule
 PROVED = frozenset(
     "llama mistral mixtral qwen2 qwen3 qwen3_moe phi3 gemma2 gpt_oss deepseek_v2 deepseek_v3 glm4"  # noqa: SIM905
     " glm4_moe minimax_m2 qwen3_next qwen3_5_text qwen3_5_moe_text olmo_hybrid kimi_linear lfm2"
-    " lfm2_moe granitemoehybrid".split()
+    " lfm2_moe granitemoehybrid bamba falcon_h1".split()
 )
 PROVED_WITH = "5.23."
 TOLERANCE = 1e-4  # of the largest logit, against the plain forward

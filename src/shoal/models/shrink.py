@@ -29,6 +29,7 @@ SIZES = {
     "mamba_d_head": HEAD_WIDTH,
     "mamba_d_state": HEAD_WIDTH,
     "mamba_n_groups": 1,
+    "mamba_d_ssm": 2 * HEADS * HEAD_WIDTH,
     "vocab_size": 211,
     "num_experts": 8,
     "num_local_experts": 8,

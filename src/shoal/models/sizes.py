@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FLOAT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 GROUP, GROUP_BYTES = 32, 17  # int4: 32 codes of half a byte and one for their common multiplier
 SCALE_BYTES = 4  # for each row of a rounded matrix, and each head of a token in the cache
+CONVOLUTION = "conv"  # layers that keep a running state begin with a short one
 CODE_BYTES = 2  # of the exact class's cache
 
 
@@ -84,6 +85,7 @@ class Counts:
     layers: tuple[Counted, ...]
     embedding: Counted
     head: Counted
+    state_layers: int = 0  # that keep a running state instead of keys and values
 
     @property
     def parameters(self) -> int:
@@ -103,7 +105,16 @@ def count(
         tuple(Counted.of(parts.get(layer, ())) for layer in range(layers)),
         Counted.of(parts.get("embedding", ())),
         Counted.of(parts.get("head", ())),
+        _state_layers(tensors, layer_of),
     )
+
+
+def _state_layers(names: Iterable[str], layer_of: Callable[[str], int | None]) -> int:
+    """Layers in which nothing attends that does not begin with a convolution."""
+    owners = [(name, name.rsplit(".", 2)[0]) for name in names]
+    convolving = {owner for name, owner in owners if CONVOLUTION in name}
+    attending = {owner for name, owner in owners if "k_proj" in name} - convolving
+    return len({layer_of(owner) for owner in convolving} - {layer_of(owner) for owner in attending})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +122,24 @@ class ModelSizes:
     """Bytes of a model's parts as they will lie in memory.
 
     When `tied`, embedding and head share a matrix: `head` includes it, and a stage with both ends
-    holds it once.
+    holds it once. Running states are not counted: whoever takes all layers for ones with keys and
+    values leaves room for some.
     """
 
     layers: tuple[int, ...]
     embedding: int
     head: int
     tied: bool
-    kv_per_token: int  # of one layer
+    kv_per_token: int  # of one layer that keeps keys and values
+    kv_layers: int
 
     @property
     def whole(self) -> int:
         return sum(self.layers) + self.head + (0 if self.tied else self.embedding)
+
+    @property
+    def cache_per_token(self) -> int:
+        return self.kv_per_token * self.kv_layers
 
 
 def model_sizes(checkpoint: Checkpoint, quant: Quant, dtype: str | None = None) -> ModelSizes:
@@ -142,6 +159,7 @@ def model_sizes(checkpoint: Checkpoint, quant: Quant, dtype: str | None = None) 
         head,
         checkpoint.tied and quant == "none",
         kv_bytes_per_token(checkpoint.config, item, exact=quant in EXACT),
+        len(counts.layers) - counts.state_layers,
     )
 
 

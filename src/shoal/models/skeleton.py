@@ -6,9 +6,10 @@ layers stay global.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -40,17 +41,21 @@ LIBRARY_ERRORS = (
 
 class PassThrough(nn.Module):
     """Stands for a layer of another stage; keeps the plain attributes that a model's loop may ask
-    its layers for.
+    its layers for. Where such a layer says that it answers more than hidden states, so does this.
     """
 
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
+        told = inspect.signature(like.forward).return_annotation
+        self.answers = len(get_args(told)) if get_origin(told) is tuple else 0
         for name, value in vars(like).items():
             if isinstance(value, str | int | float) and name not in self.__dict__:
                 setattr(self, name, value)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.answers:
+            return hidden_states
+        return hidden_states, *[None] * (self.answers - 1)
 
 
 class _EmptyOnMeta(TorchFunctionMode):
