@@ -118,6 +118,7 @@ class Settings:
     memory: str = "60%"  # of this machine's memory, or an amount such as 8GB
     dtype: Literal["", "f32", "bf16", "f16"] = ""  # "" = the checkpoint's own
     quant: QuantChoice = "auto"
+    device: str = "auto"  # or cpu, cuda, cuda:N, mps
     draft: str = "ngram"  # who guesses tokens ahead: ngram, none, or a smaller model
     backend: str = field(default="", repr=False)  # URL of an engine that computes for us
     backend_key: str = field(default="", repr=False)  # that it wants; better in a file:

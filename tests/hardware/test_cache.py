@@ -18,7 +18,7 @@ class Machine:
         self.free_memory_bytes = 5
         self.devices = (Device("cpu", "Chip", 10),)
 
-    def detect(self) -> Capability:
+    def detect(self, *, gpus: bool) -> Capability:
         return Capability(
             cpu="Chip", free_memory_bytes=self.free_memory_bytes, devices=self.devices
         )

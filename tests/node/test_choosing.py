@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from shoal.bus import Announcement
 from shoal.identity import Identity
 from shoal.models.checkpoint import BUILTIN_FOLDER, open_checkpoint
-from shoal.node.choosing import choose, compute_as, shape_of
+from shoal.node.choosing import choose, compute_as, fits_into, shape_of
 from shoal.pipeline import ServingConfig
 from shoal.units import Slice
 from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
@@ -105,3 +105,11 @@ def test_auto_leaves_a_gguf_file_as_it_is_packed(tmp_path: Path) -> None:
     packed = open_checkpoint(str(write_gguf(BUILTIN_FOLDER, tmp_path / "tiny.gguf")))
     assert compute_as("auto", None, packed, []) == ("none", None)
     assert shape_of(packed, replace_quant(CONFIG)).layer_bytes == tuple(packed.layer_bytes)
+
+
+def test_a_model_fits_into_a_share_of_memory_or_it_does_not() -> None:
+    config = ServingConfig(memory_bytes=0, kv_tokens=100)
+    assert fits_into(TINY, None, config, "50%", 10**9)
+    assert not fits_into(TINY, None, config, "50%", 20_000_000)
+    assert fits_into(TINY, Slice(2, 3), config, "50%", 20_000_000)
+    assert not fits_into(TINY, None, config, "8GB", 10**9)

@@ -31,6 +31,14 @@ Quant = Annotated[
         "--quant", metavar="auto|none|int8|int4|w8|w4", help="Weights as they are, or rounded."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="What computes; auto takes a CUDA GPU that has room, else the CPU.",
+    ),
+]
 Draft = Annotated[
     str | None,
     typer.Option(

@@ -15,7 +15,7 @@ from ..units import Slice
 from .board import Board
 from .ending import Ending, leave_with_parent
 from .failure import Stopped
-from .options import AsJson, Draft, Dtype, Quant
+from .options import AsJson, Device, Draft, Dtype, Quant
 from .output import json_line
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def up(
     ] = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    device: Device = None,
     draft: Draft = None,
     backend: Annotated[
         str | None,
@@ -110,6 +111,7 @@ def up(
         "layers": checked_layers(layers),
         "dtype": dtype,
         "quant": quant,
+        "device": device,
         "draft": draft,
         "backend": backend,
         "backend_model": backend_model,

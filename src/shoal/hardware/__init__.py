@@ -9,6 +9,15 @@ Start reading at `capability.py`.
 
 from .cache import load_or_measure
 from .capability import Capability, Device
+from .choice import ChosenDevice, check_wish, choose_device
 from .detection import detect
 
-__all__ = ["Capability", "Device", "detect", "load_or_measure"]
+__all__ = [
+    "Capability",
+    "ChosenDevice",
+    "Device",
+    "check_wish",
+    "choose_device",
+    "detect",
+    "load_or_measure",
+]

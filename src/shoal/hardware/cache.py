@@ -20,13 +20,13 @@ class _Remembered(msgspec.Struct, frozen=True):
     rates: Rates
 
 
-def load_or_measure(cache_file: Path) -> Capability:
-    """Detect, and take the rates from `cache_file` or measure them and write it.
+def load_or_measure(cache_file: Path, *, gpus: bool = True) -> Capability:
+    """Detect, with GPUs or without; take the rates from `cache_file`, or measure and write them.
 
     A file that is damaged or of another machine is replaced; one that cannot be written is done
     without.
     """
-    found = detect()
+    found = detect(gpus=gpus)
     machine = _describe(found)
     rates = _read(cache_file, machine)
     if rates is None:

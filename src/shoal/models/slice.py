@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidRequest, UnsupportedModel
+from ..exact.devices import computes_exactly
 from ..units import EXACT, Quant, Slice
 from .attention import Ragged
 from .checkpoint import Checkpoint
@@ -128,6 +129,11 @@ def load_slice(
     if name not in DTYPES:
         raise InvalidRequest(
             f"{name!r} is no type to compute in", hint=f"choose one of {', '.join(DTYPES)}"
+        )
+    if quant in EXACT and not computes_exactly(device):
+        raise UnsupportedModel(
+            f"{device} does not give the bits that all others give: it cannot compute as {quant}",
+            hint="--device cpu, or floats: --quant none",
         )
     checkpoint.ensure_files(layers)
     with quiet():

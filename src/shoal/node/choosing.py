@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..bus import Announcement
+from ..config import parse_memory
+from ..errors import BadConfig
 from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.sizes import FLOAT_BYTES, model_sizes
@@ -60,6 +62,24 @@ def shape_of(checkpoint: Checkpoint, config: ServingConfig) -> ModelShape:
         )
     sizes = model_sizes(checkpoint, config.quant, config.dtype)
     return ModelShape(sizes.layers, sizes.embedding, sizes.head, sizes.tied, sizes.kv_per_token)
+
+
+def fits_into(
+    checkpoint: Checkpoint,
+    layers: Slice | None,
+    config: ServingConfig,
+    share: str,
+    memory_bytes: int,
+) -> bool:
+    """Whether these layers, or all, find room in this share of so much memory."""
+    try:
+        offered = parse_memory(share, memory_bytes)
+    except BadConfig:  # an amount that is not there
+        return False
+    shape = shape_of(checkpoint, config)
+    wanted = layers or checkpoint.whole
+    kv_bytes = len(wanted) * shape.kv_bytes_per_token_per_layer * (config.kv_tokens or KV_TOKENS)
+    return shape.slice_bytes(wanted) + kv_bytes <= offered
 
 
 def choose(

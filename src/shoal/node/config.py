@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..config import Folders, Settings
 from ..errors import BadConfig, InvalidRequest
+from ..hardware import check_wish
 from ..identity import Mesh, Ticket, load_or_create_secret
 from ..units import QuantChoice, Slice
 from .fronting import BackendConfig, backend_config
@@ -33,6 +34,7 @@ class NodeConfig:
     memory: str = "60%"
     dtype: str | None = None
     quant: QuantChoice = "auto"
+    device: str = "auto"  # or cpu, cuda, cuda:N, mps
     draft: str = "ngram"  # or "none", or a model
     backend: BackendConfig | None = None
     threads: int = 0
@@ -70,6 +72,11 @@ def node_config(
             "a GGUF file is computed in the types in which it is stored",
             hint="leave --dtype and --quant out, or take another file of the model",
         )
+    if settings.model.endswith(".gguf") and settings.device not in ("auto", "cpu"):
+        raise BadConfig(
+            "a GGUF file is computed on the CPU",
+            hint="leave --device out, or take the model's safetensors: --model NAME",
+        )
     return NodeConfig(
         folders=settings.folders,
         mesh=_mesh(settings, ticket, private),
@@ -89,6 +96,7 @@ def node_config(
         memory=settings.memory,
         dtype=settings.dtype or None,
         quant=settings.quant,
+        device=check_wish(settings.device),
         draft=settings.draft,
         backend=backend_config(settings, serve=serve),
         threads=settings.threads,

@@ -27,17 +27,18 @@ from ..engine.served import Engine, EngineClient
 from ..engine.thread import EngineThread
 from ..errors import BackendFailed, BadConfig, LinkClosed, NoCapacity, ShoalError, UnsupportedModel
 from ..events import BackendChanged, EventHub
-from ..hardware import detect, load_or_measure
+from ..hardware import choose_device, detect, load_or_measure
 from ..identity import Ticket, load_or_create
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import BUILTIN, Checkpoint
+from ..models.gguf_checkpoint import GgufCheckpoint
 from ..pipeline import Pipeline, Serving, ServingConfig, import_engine
 from ..telemetry import Metrics
 from ..transport import Contact, Links, TlsCarrier, TlsConfig
 from ..units import ModelId, NodeId, Quant, Slice
 from . import report
 from .backend import MeshBackend
-from .choosing import choose, compute_as
+from .choosing import choose, compute_as, fits_into
 from .config import NodeConfig
 from .fronting import BackendConfig, until_it_answers
 from .router import Router
@@ -67,6 +68,7 @@ class Node:
         self._doubtful: set[NodeId] = set()
         self._backend: EngineClient
         self._model: Checkpoint | None = None  # the one we serve, or mean to
+        self._device = "cpu"
         self._inexact: ModelId | None = None  # a model that has no exact form
         self._chance = random.Random()
         self._view_changed = asyncio.Event()
@@ -176,6 +178,7 @@ class Node:
             kv_tokens=config.kv_tokens,
             dtype=dtype,
             quant=quant,
+            device=self._device,
             draft=config.draft,
             tune_threads=not config.threads,
             proofs_dir=config.folders.proofs_dir,
@@ -394,13 +397,15 @@ class Node:
         if config.backend is not None:
             await self._front(config.backend)
             return
+        gpus = config.device != "cpu"
         if config.layers is None:
             measured = config.folders.capability_file
-            self.capability = await self._thread.run(load_or_measure, measured)
+            self.capability = await self._thread.run(load_or_measure, measured, gpus=gpus)
         else:  # a pinned slice needs no figures to be chosen by: start at once
-            self.capability = await self._thread.run(detect)
+            self.capability = await self._thread.run(detect, gpus=gpus)
         if config.model:
             self._model = await asyncio.to_thread(self._catalogue.add, config.model)
+            self._choose_device(self._model)
         if config.layers is None and self.bus.urls:
             self.membership.changed()  # say what we could serve, and hear what the others do
             await asyncio.sleep(FIRST_VIEW_S)
@@ -409,6 +414,7 @@ class Node:
             self._model = await asyncio.to_thread(self._first_known, names)
         if self._model is None:
             return
+        self._choose_device(self._model)
         layers = config.layers or await self._choice(self._model)
         if layers is None:
             raise NoCapacity(
@@ -416,6 +422,17 @@ class Node:
                 hint="allow more with --memory 80%, or take a smaller model with --model",
             )
         await self._serve(self._model, layers)
+
+    def _choose_device(self, model: Checkpoint) -> None:
+        """Where slices of this model are computed: the memory that we offer is that device's."""
+        config, found = self.config, self.capability
+        as_what = self._serving_config(*self._compute_as(model))
+        fits = partial(fits_into, model, config.layers, as_what, config.memory)
+        wish = "cpu" if isinstance(model, GgufCheckpoint) else config.device
+        device = choose_device(wish, found, fits)
+        self._offered_bytes = parse_memory(config.memory, device.memory_bytes)
+        self._device = device.name
+        self.serving.compute_on(device.name, self._offered_bytes)
 
     def _first_known(self, names: Sequence[str]) -> Checkpoint | None:
         return next(filter(None, map(self._catalogue.known, names)), None)

@@ -107,7 +107,13 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
     from ..models.slice import load_slice
 
     prove(checkpoint, config.proofs_dir)
-    model = load_slice(checkpoint, layers, config.dtype, config.quant, config.device)
+    try:
+        model = load_slice(checkpoint, layers, config.dtype, config.quant, config.device)
+    except torch.OutOfMemoryError as error:
+        raise NoCapacity(
+            f"layers {layers} of {checkpoint.name} do not fit into {config.device}: {error}",
+            hint="serve fewer layers (--layers A:B), smaller weights (--quant w4), or --device cpu",
+        ) from None
     weights = model.nbytes
     room = max(0, config.memory_bytes - weights)
     slots, pages = slots_for(model, room), pages_for(model, room, config.page_tokens)
@@ -119,7 +125,8 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
             f"{readable_bytes(weights)} of weights in {readable_bytes(config.memory_bytes)}",
             hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
         )
-    tuner = ThreadTuner(torch.get_num_threads()) if config.tune_threads else None
+    on_cpu = config.device == "cpu"
+    tuner = ThreadTuner(torch.get_num_threads()) if config.tune_threads and on_cpu else None
     size = StageConfig(page_size=config.page_tokens, pages=pages, slots=slots)
     return Stage(model, size, tuner=tuner)
 
@@ -200,6 +207,8 @@ def warm_up(stage: Stage | GgufStage, clock: Callable[[], float]) -> float:
     for _ in range(WARM_UP_STEPS):
         started = clock()
         stage.step([row])
+        if stage.model.device.type == "cuda":  # it works on after the call has returned
+            torch.cuda.synchronize()
         taken.append(clock() - started)
     if stage.keeps_states:
         cast("Stage", stage).forget(row.session)
@@ -228,6 +237,10 @@ class Serving:
     @property
     def slices(self) -> list[Served]:
         return list(self._served.values())
+
+    def compute_on(self, device: str, memory_bytes: int) -> None:
+        """Where slices are loaded from now on, and what they may take there."""
+        self._config = replace(self._config, device=device, memory_bytes=memory_bytes)
 
     async def serve(
         self,
