@@ -6,10 +6,13 @@ layers stay global.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args, get_origin
+from functools import cache
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -41,13 +44,12 @@ LIBRARY_ERRORS = (
 
 class PassThrough(nn.Module):
     """Stands for a layer of another stage; keeps the plain attributes that a model's loop may ask
-    its layers for. Where such a layer says that it answers more than hidden states, so does this.
+    its layers for. Where such a layer answers with a tuple, so does this.
     """
 
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
-        told = inspect.signature(like.forward).return_annotation
-        self.answers = len(get_args(told)) if get_origin(told) is tuple else 0
+        self.answers = _answers(type(like))
         for name, value in vars(like).items():
             if isinstance(value, str | int | float) and name not in self.__dict__:
                 setattr(self, name, value)
@@ -56,6 +58,19 @@ class PassThrough(nn.Module):
         if not self.answers:
             return hidden_states
         return hidden_states, *[None] * (self.answers - 1)
+
+
+@cache
+def _answers(layer: type[nn.Module]) -> int:
+    """How long the tuple is that it returns, 0 for none: by its code, since annotations err."""
+    try:
+        source = inspect.getsource(inspect.unwrap(layer.forward))
+    except OSError:  # the proof will tell
+        return 0
+    nodes = ast.walk(ast.parse(textwrap.dedent(source)))
+    returned = [node.value for node in nodes if isinstance(node, ast.Return)]
+    last = returned[-1] if returned else None
+    return len(last.elts) if isinstance(last, ast.Tuple) else 0
 
 
 class _EmptyOnMeta(TorchFunctionMode):
