@@ -25,11 +25,8 @@ SIZES = {
     "qk_nope_head_dim": HEAD_WIDTH,
     "qk_head_dim": 2 * HEAD_WIDTH,
     "v_head_dim": HEAD_WIDTH,
-    "mamba_n_heads": 2 * HEADS,
-    "mamba_d_head": HEAD_WIDTH,
     "mamba_d_state": HEAD_WIDTH,
     "mamba_n_groups": 1,
-    "mamba_d_ssm": 2 * HEADS * HEAD_WIDTH,
     "linear_num_heads": HEADS,
     "linear_head_dim": HEAD_WIDTH,
     "linear_num_key_heads": HEADS // 2,
@@ -48,6 +45,11 @@ SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+PRODUCT = {  # one is the product of the others, so none may stay smaller
+    "mamba_n_heads": 2 * HEADS,
+    "mamba_d_head": HEAD_WIDTH,
+    "mamba_d_ssm": 2 * HEADS * HEAD_WIDTH,
 }
 REACHES = ("window", "chunk", "topk", "top_k", "block_size", "floor_scale", "local_attention")
 REACH = 8
@@ -96,6 +98,8 @@ def _shrunk(key: str, value: Any, config: dict[str, Any], layers: int) -> Any:
         return SIZES[key]
     if isinstance(value, bool) or not isinstance(value, int):
         return value
+    if key in PRODUCT:
+        return PRODUCT[key]
     if key in SIZES:
         return min(value, SIZES[key]) if value > 0 else value
     if any(part in key for part in REACHES):
