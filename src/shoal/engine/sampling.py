@@ -163,7 +163,9 @@ def uniform(seed: int, position: int) -> float:
 def _best(logits: torch.Tensor) -> tuple[list[int], list[float]]:
     """The first best id of each row and its logit."""
     best = logits.detach().argmax(-1, keepdim=True)
-    return best[:, 0].tolist(), logits.detach().gather(-1, best)[:, 0].tolist()
+    values = logits.detach().gather(-1, best)
+    both = torch.cat((best.float(), values.float()), 1).tolist()  # ids are far below 2**24
+    return [int(token) for token, _ in both], [value for _, value in both]
 
 
 def _cleaned(row: torch.Tensor) -> Floats:

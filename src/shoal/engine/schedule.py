@@ -62,12 +62,13 @@ def make_stages(
     cuts: Sequence[float],
     quant: Quant = "none",
     dtype: str | None = None,
+    device: str = "cpu",
 ) -> list[Stage]:
     """Stages that together hold all layers, cut at these fractions of them."""
     at = [0, *(max(1, round(cut * checkpoint.layers)) for cut in cuts), checkpoint.layers]
     config = StageConfig(page_size=PAGE_SIZE, pages=PAGES)
     return [
-        Stage(load_slice(checkpoint, Slice(start, stop), dtype, quant), config)
+        Stage(load_slice(checkpoint, Slice(start, stop), dtype, quant, device), config)
         for start, stop in pairwise(at)
         if start < stop
     ]

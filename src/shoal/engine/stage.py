@@ -160,6 +160,11 @@ class Stage:
         ]
         return self._forward(rows, lines).float()
 
+    @property
+    def recordings(self) -> int:
+        """How many shapes of steps are played back by now."""
+        return 0 if self._graphs is None else len(self._graphs)
+
     def _compute(self, plan: StepPlan, x: Tensor) -> Tensor:
         """All rows' logits, or hidden states."""
         self._kv.begin(plan)
