@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from shoal.errors import ModelNotFound, UnsupportedModel
 from shoal.models.checkpoint import INDEX_FILE, SINGLE_FILE, is_hub_id, open_checkpoint
@@ -63,6 +65,18 @@ def test_layers_beyond_the_last_are_nobodys(copy: Path) -> None:
     checkpoint = open_checkpoint(str(copy))
     assert not any("layers.3." in name for name in checkpoint.own(checkpoint.whole))
     assert len(checkpoint.layer_bytes) == 3
+
+
+def test_layers_that_predict_several_tokens_are_nobodys(copy: Path) -> None:
+    before = open_checkpoint(str(copy))
+    name = "mtp.layers.0.mlp.up_proj.weight"
+    save_file({name: torch.zeros(4, 4)}, copy / "mtp.safetensors")
+    change_index(copy, **{name: "mtp.safetensors"})
+    checkpoint = open_checkpoint(str(copy))
+    assert name in checkpoint.tensors
+    assert checkpoint.own(checkpoint.whole).keys() == before.tensors.keys()
+    assert checkpoint.layer_bytes == before.layer_bytes
+    assert checkpoint.counts == before.counts
 
 
 def test_the_same_files_have_the_same_fingerprint_and_others_another(copy: Path) -> None:

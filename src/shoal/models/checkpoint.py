@@ -37,6 +37,7 @@ SAMPLED_TENSORS = 512  # how many tensors the fingerprint looks into
 SAMPLED_BYTES = 256
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")  # say nothing about the model
 LAYER_KEY = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+PREDICTORS = "mtp."  # small layers of their own that guess several tokens at once
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -187,12 +188,16 @@ class Checkpoint:
 
 
 def layer_of(tensor: str) -> int | None:
-    found = LAYER_KEY.search(tensor)
+    found = None if tensor.startswith(PREDICTORS) else LAYER_KEY.search(tensor)
     return int(found[1]) if found else None
 
 
 def _needed(name: str, layers: Slice, *, first: bool, last: bool, tied: bool) -> bool:
-    """Layers beyond the last (multi-token prediction heads of some families) are nobody's."""
+    """Multi-token prediction heads, which some families count as layers beyond the last, are
+    nobody's.
+    """
+    if name.startswith(PREDICTORS):
+        return False
     layer = layer_of(name)
     if layer is not None:
         return layers.start <= layer < layers.stop
