@@ -279,23 +279,34 @@ class StageWorker:
         return result
 
     async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
+        """Hidden states that the thread has to put together go last: whoever closes a session while
+        we wait for them must find all else done.
+        """
         out = self.sessions.finish(rows, result.sampled, self._clock())
         self._count_drafts(rows, result)
-        hops: set[NodeId] = set()
+        forwards: list[Forward] = []
         rest: list[Instruction] = []
         for instruction in out:
-            if isinstance(instruction, Forward):
-                hidden = await self._wire(result, rows, instruction.rows)
-                self._send(instruction.node, instruction.message, hidden)
-                hops.add(instruction.node)
+            if isinstance(instruction, Forward) and len(instruction.rows) == len(rows):
+                self._forward(
+                    instruction, self._stage.hidden_to_wire(result, rows, instruction.rows)
+                )
+            elif isinstance(instruction, Forward):
+                forwards.append(instruction)
             elif isinstance(instruction, Send) and isinstance(instruction.message, Tokens):
                 self._send(instruction.node, instruction.message)
             else:
                 rest.append(instruction)
         self._do(rest)
         self._emit(PagesChanged(self.key.model, self.sessions.pool.used_fraction))
-        for node in hops - self._congested:
-            self._wait_for(node)
+        for each in forwards:
+            wire = self._stage.hidden_to_wire
+            self._forward(each, await self._thread.run(wire, result, rows, each.rows))
+
+    def _forward(self, forward: Forward, hidden: memoryview) -> None:
+        self._send(forward.node, forward.message, hidden)
+        if forward.node not in self._congested:
+            self._wait_for(forward.node)
 
     def _count_drafts(self, rows: Sequence[Row], result: StepResult) -> None:
         checked = [
@@ -306,14 +317,6 @@ class StageWorker:
         if checked:
             drafted, accepted = map(sum, zip(*checked, strict=True))
             self._emit(DraftsVerified(self.key.model, drafted, accepted))
-
-    async def _wire(
-        self, result: StepResult, rows: Sequence[Row], chosen: Sequence[int]
-    ) -> memoryview:
-        """All rows go as they lie; some of them have to be put together, which is the thread's."""
-        if len(chosen) == len(rows):
-            return self._stage.hidden_to_wire(result, rows, chosen)
-        return await self._thread.run(self._stage.hidden_to_wire, result, rows, chosen)
 
     def _wait_for(self, node: NodeId) -> None:
         """Its sessions rest until what was sent to it is on its way."""
