@@ -135,8 +135,9 @@ def load_llama(path: str, threads: int) -> Answer:
             lc.llama_memory_seq_rm(memory, n, CONTEXT, -1)
         return step([CONTEXT] * size, range(size), range(size))
 
-    for n in range(max(BATCHES)):
-        step(range(CONTEXT), [n] * CONTEXT, [CONTEXT - 1])
+    step(range(CONTEXT), [0] * CONTEXT, [CONTEXT - 1])
+    for n in range(1, max(BATCHES)):  # all share the context of the first: less to read for them
+        lc.llama_memory_seq_cp(memory, 0, n, -1, -1)
     assert kept is silent
     return answer
 
@@ -243,7 +244,10 @@ def variants_of(shape: str, folder: Path, bench: Bench) -> Iterator[tuple[str, l
 def running(shape: str, folder: Path, threads: int, bench: Bench) -> Iterator[dict[str, Variant]]:
     with ExitStack() as stack:
         found = {}
+        words = (bench.options.only or "").split(",")
         for what, arguments, environment in variants_of(shape, folder, bench):
+            if not any(word in what for word in words):
+                continue
             omp = {"OMP_NUM_THREADS": str(threads)}
             variant = Variant(what, [*arguments, str(threads)], omp | environment)
             stack.callback(variant.close)
@@ -257,7 +261,7 @@ def measure(variants: dict[str, Variant], rounds: int, long_prompts: bool) -> No
             for count in counts:
                 for variant in variants.values():
                     slow = variant.what.startswith("transformers")
-                    if (count > 128 and not long_prompts) or (slow and round_ > 1):
+                    if (count > 128 and not long_prompts) or (slow and (round_ or count == 32)):
                         continue
                     repeats = 1 if slow else {1: 12, 8: 5, 32: 3, 128: 2}.get(count, 1)
                     variant.ask(kind, count, repeats)
@@ -360,6 +364,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), help="only this one")
     parser.add_argument("--folder", type=Path, help="keep the models there, and find them again")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="variants whose names have one of these words in them")
     bench = Bench("engine", __doc__, parser=parser)
     options = bench.options
     rounds = 2 if bench.quick else options.rounds
