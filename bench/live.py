@@ -68,7 +68,7 @@ def nodes(
             command += [str(port) if number == 0 else f"ws://127.0.0.1:{port}"]
             command += ["--model", model, "--layers", layers, *options]
             with (home / "out").open("w") as out, (home / "err").open("w") as err:
-                environment = {**os.environ, "SHOAL_HOME": str(home)}
+                environment = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_DEBUG": "1"}
                 processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment))
         homes = [folder / f"node{number}" for number in range(len(slices))]
         apis = [_wait(home / "out", processes) for home in homes]

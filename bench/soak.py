@@ -83,13 +83,15 @@ class Soak:
         apis = [node.api for node in self.mesh]
         await self._learn(apis[0])
         self.memories = [Memory(psutil.Process(node.process.pid)) for node in self.mesh]
-        watching = asyncio.create_task(self._watch())
         started = time.monotonic()
         chances = [random.Random(f"{self.seed}/{number}") for number in range(self.clients)]
         until = started + self.seconds
-        await asyncio.gather(*(client(each, apis, until, self.endings) for each in chances))
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            clients = [client(each, apis, until, self.endings) for each in chances]
+            await asyncio.gather(*clients)
+            watching.cancel()
         self.took_s = time.monotonic() - started
-        watching.cancel()
         self.held = await self._settle()
 
     async def _learn(self, api: str) -> None:
@@ -102,8 +104,12 @@ class Soak:
                 self.known[name] = _answer(ending)
 
     async def _watch(self) -> None:
+        """Raises RuntimeError, which ends the run, when a node has ended."""
         started, every_s = time.monotonic(), max(0.2, min(2.0, self.seconds / 60))
         while True:
+            for node in self.mesh:
+                if node.process.poll() is not None:
+                    raise RuntimeError(f"a node ended:\n{node.log.read_text()[-8000:]}")
             for memory in self.memories:
                 held = float(memory.process.memory_info().rss)
                 memory.samples.append((time.monotonic() - started, held))
