@@ -27,7 +27,7 @@ from shoal.transport import Frame, Links
 from shoal.units import NodeId, Slice
 
 ME, MALLORY, ALICE, BOB = (Identity.from_secret(bytes([n]) * 32).node for n in (1, 2, 3, 4))
-WHOLE, MIDDLE = Slice(0, 8), Slice(3, 6)
+WHOLE, FIRST, MIDDLE = Slice(0, 8), Slice(0, 3), Slice(3, 6)
 PAGES, PAGE = 32, 16
 CHECKPOINT = open_checkpoint("shoal-tiny")
 

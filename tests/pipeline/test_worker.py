@@ -1,5 +1,7 @@
 """The loop around a stage: what the engine fails on costs one session, and time is kept."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
 
 import msgspec
@@ -28,6 +30,7 @@ from .hostile_node import (
     ALICE,
     BOB,
     CHECKPOINT,
+    FIRST,
     MALLORY,
     ME,
     MIDDLE,
@@ -65,6 +68,13 @@ def body(ids: Sequence[int] = PROMPT, digests: Sequence[bytes] = DIGESTS) -> byt
 def middle(session: SessionId, known: int, born: int, **changed: object) -> Open:
     opened = Open(session, CHECKPOINT.model_id, "f32", MIDDLE, BOB, BOB, known, known, born=born)
     return msgspec.structs.replace(opened, **changed)
+
+
+def first(session: SessionId, known: int, born: int) -> Open:
+    return Open(
+        session, CHECKPOINT.model_id, "f32", FIRST, BOB, BOB, known, known, born=born,
+        patience_s=100.0,
+    )  # fmt: skip
 
 
 def first_token(node: HostileNode, gateway: NodeId) -> int:
@@ -183,3 +193,44 @@ async def test_a_row_without_pages_is_computed_once_the_youngest_has_made_room()
         await node.until(lambda: len(node.links.to(ALICE, Step)) == all_tokens // row_tokens)
         assert [told.session for told in node.links.to(ALICE, Preempted)] == [TWO]
         assert worker.sessions.ids() == [ONE]
+
+
+async def test_a_session_may_be_closed_while_hidden_states_of_others_are_put_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was let in, by the pages of a third, in the step whose results are still to be sent."""
+    three = SessionId("3" * 16)
+    async with hostile_node() as node:
+        worker = node.serve(FIRST)
+        stage, computing, sending = worker._stage, threading.Event(), threading.Event()
+        compute, to_wire = stage.step, stage.hidden_to_wire
+
+        def step(rows: Sequence[Row]) -> StepResult:
+            computing.wait(5)
+            return compute(rows)
+
+        def hidden_to_wire(
+            result: StepResult, rows: Sequence[Row], chosen: Sequence[int]
+        ) -> memoryview:
+            sending.wait(5)
+            return to_wire(result, rows, chosen)
+
+        monkeypatch.setattr(stage, "step", step)
+        monkeypatch.setattr(stage, "hidden_to_wire", hidden_to_wire)
+        for session in (ONE, TWO):
+            node.receive(ALICE, first(session, 20, 1), pack_ids(range(20)))
+        node.receive(ALICE, first(three, 29 * PAGE, 2), pack_ids([1] * 29 * PAGE))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        node.receive(ALICE, Close(ONE))
+        computing.set()
+        opened = len(node.links.to(ALICE, Opened))
+        async with asyncio.timeout(5):
+            while len(node.links.to(ALICE, Opened)) == opened:
+                await asyncio.sleep(0.01)
+        node.receive(ALICE, Close(three))
+        sending.set()
+        await node.until(lambda: node.links.to(BOB, Step))
+        assert worker.sessions.ids() == [TWO]
+        node.receive(ALICE, first(three, 20, 3), pack_ids(range(20)))
+        await node.until(lambda: len(node.links.to(BOB, Step)) == 2)
