@@ -237,6 +237,7 @@ class AngleTable:
         length = min(length, self._context_length)
         if self._cos.device.type != "cpu":
             self._outgrown += [self._cos, self._sin]
+        self._rotary.to("cpu")  # wherever they go: a GPU's cosines are others
         with PreciseAngles(), torch.inference_mode():
             cos, sin = self._rotary(torch.empty(1, 1), torch.arange(length)[None])
         half = cos.shape[-1] // 2

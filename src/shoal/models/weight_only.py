@@ -141,7 +141,8 @@ def _fits_packed_4(weight: Tensor) -> bool:
 @functools.cache
 def has_packed_4(device: str) -> bool:
     """Whether torch multiplies bf16 rows with 4-bit weights there, and rightly."""
-    codes = torch.arange(64 * 64, device=device).view(64, 64).mul(7).remainder(16).to(torch.uint8)
+    places = torch.arange(64, device=device)
+    codes = (7 * places + 3 * places[:, None]).remainder(16).to(torch.uint8)
     steps = torch.ones(2, 64, 2, dtype=torch.bfloat16, device=device)
     x = torch.linspace(-1, 1, 128, device=device).view(2, 64).bfloat16()
     try:
