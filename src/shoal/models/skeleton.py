@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -49,7 +49,7 @@ class PassThrough(nn.Module):
 
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
-        self.answers = _answers(type(like))
+        self.answers = _answers(type(like).forward)
         for name, value in vars(like).items():
             if isinstance(value, str | int | float) and name not in self.__dict__:
                 setattr(self, name, value)
@@ -61,10 +61,10 @@ class PassThrough(nn.Module):
 
 
 @cache
-def _answers(layer: type[nn.Module]) -> int:
+def _answers(forward: Callable[..., Any]) -> int:
     """How long the tuple is that it returns, 0 for none: by its code, since annotations err."""
     try:
-        source = inspect.getsource(inspect.unwrap(layer.forward))
+        source = inspect.getsource(inspect.unwrap(forward))
     except OSError:  # the proof will tell
         return 0
     nodes = ast.walk(ast.parse(textwrap.dedent(source)))
