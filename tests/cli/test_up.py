@@ -128,7 +128,7 @@ def test_flags_become_settings(shoal: Shoal, told: Told) -> None:
         *("--relay", "ws://a", "--relay", "wss://b", "--host", "::1", "--port", "0", "--no-lan"),
         *("--listen", "[::1]:7471", "--memory", "2GB", "--kv-tokens", "64", "--api-key", "k"),
         *("--mesh", "pond", "--no-serve", "--relay-port", "7447", "--quant", "none"),
-        *("--draft", "small"),
+        *("--draft", "small", "--device", "cuda:1"),
         asks=False,
     )
     settings = told.settings
@@ -137,7 +137,7 @@ def test_flags_become_settings(shoal: Shoal, told: Told) -> None:
     assert (settings.api_host, settings.api_port, settings.api_key) == ("::1", 0, "k")
     assert (settings.listen_host, settings.listen_port) == ("::1", 7471)
     assert (settings.threads, settings.memory, settings.kv_tokens) == (2, "2GB", 64)
-    assert settings.draft == "small"
+    assert (settings.draft, settings.device) == ("small", "cuda:1")
     assert (settings.lan, settings.mesh, settings.quant) == (False, "pond", "none")
     assert told.extras == {"ticket": None, "private": False, "serve": False, "relay_port": 7447}
 

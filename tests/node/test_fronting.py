@@ -59,6 +59,15 @@ def test_a_gguf_file_is_taken_as_it_is(tmp_path: Path, flags: dict) -> None:
         config(tmp_path, model="x.gguf", **flags)
 
 
+def test_a_gguf_file_is_not_computed_on_a_gpu_and_a_device_has_a_name(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="computed on the CPU") as caught:
+        config(tmp_path, model="x.gguf", device="cuda")
+    assert "safetensors" in caught.value.hint
+    with pytest.raises(BadConfig, match="'gpu' is no device"):
+        config(tmp_path, device="gpu")
+    assert config(tmp_path, model="m", device="cuda:1").device == "cuda:1"
+
+
 def test_what_auto_would_choose_is_no_obstacle_to_a_gguf_file(tmp_path: Path) -> None:
     assert config(tmp_path, model="x.gguf").model == "x.gguf"
 

@@ -166,23 +166,25 @@ class DecodeGraphs:
         return made
 
 
-def recorder() -> Record:
+def recorder(device: torch.device) -> Record:
     """Records CUDA graphs, which share one pool of memory."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(compute: Play) -> Play:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries choose their kernels outside of recordings
-            compute()
-            compute()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            result = compute()
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries choose their kernels outside of recordings
+                compute()
+                compute()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                result = compute()
 
         def play() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(device):
+                graph.replay()
             return result
 
         return play

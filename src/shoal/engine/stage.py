@@ -99,7 +99,7 @@ class Stage:
         self._states = SessionStates(states, self.config.slots, model.device)
         direct = all(layer.direct for layer in layout.values())
         if record is None and model.device.type == "cuda":
-            record = recorder()
+            record = recorder(model.device)
         if not direct or self.keeps_states or not model.asks_nothing:
             record = None
         self._graphs = None if record is None else self._decode_graphs(record)
