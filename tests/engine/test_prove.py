@@ -9,12 +9,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from shoal.engine import prove as prove_module
 from shoal.engine.kv import PagedKv
 from shoal.engine.prove import PROVED, prove, why_not
+from shoal.engine.states import Noted, SessionStates
 from shoal.errors import UnsupportedModel
 from shoal.models.checkpoint import Checkpoint
 from shoal.models.shrink import shrink
 from shoal.units import ModelId
 
-from ..models.families import COMMON, EVERY, FAMILIES
+from ..models.families import COMMON, EVERY, FAMILIES, HYBRIDS
 
 Tiny = Callable[[str], tuple[Checkpoint, Any]]
 
@@ -94,6 +95,21 @@ def test_a_wrong_result_is_noticed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
     """The same proof with a cache that forgets windows: the proof must not hold."""
     monkeypatch.setattr(PagedKv, "_mask", lambda *_: None)
     assert "differ from the plain model" in why_not(FAMILIES["mistral"])
+
+
+FORGETFUL: dict[str, Any] = {
+    "_clear": lambda *_: None,
+    "mix": lambda states, layer, mixer, x: mixer(x, Noted()),
+}
+
+
+@pytest.mark.parametrize("forgotten", FORGETFUL)
+def test_a_state_that_is_mistaken_is_noticed(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    """One that outlives its session, and one that is not kept at all."""
+    monkeypatch.setattr(SessionStates, forgotten, FORGETFUL[forgotten])
+    assert "differ from the plain model" in why_not(HYBRIDS["lfm2"])
 
 
 def test_a_verdict_is_remembered_for_this_configuration_and_these_versions(
