@@ -280,12 +280,7 @@ def report(bench: Bench, shape: str, variants: dict[str, Variant], read_rate: fl
             what=f"{shape} {what}",
             **{f"{name}_tok_s": round(rate, 1) for name, rate in values.items()},
             of_limit=round(values["B=1"] / limit, 2),
-            spread=round(
-                max(
-                    variant.spread(*key.split()[:1], int(key.split()[1])) for key in variant.seconds
-                ),
-                2,
-            ),
+            spread=round(max(map(variant.spread, variant.seconds)), 2),
             load_s=round(variant.load_s, 1),
             peak_MB=variant.peak_bytes // 10**6,
         )
