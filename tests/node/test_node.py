@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from shoal.config import Folders
+from shoal.engine.thread import EngineThread
+from shoal.hardware import Capability, Device
 from shoal.identity import Mesh
 from shoal.models import catalogue
 from shoal.models.checkpoint import open_checkpoint
@@ -57,3 +59,43 @@ def test_files_in_our_cache_that_cannot_be_read_are_absent(monkeypatch: pytest.M
     monkeypatch.setattr(catalogue, "is_cached", lambda name: True)
     monkeypatch.setattr(catalogue, "open_checkpoint", unreadable)
     assert catalogue.Catalogue().known("club/model") is None
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "wish", "device", "offered"),
+    [
+        (1 << 30, "auto", "cuda:0", 1 << 29),
+        (1 << 20, "auto", "cpu", 1 << 31),  # too small for the model
+        (1 << 20, "cuda", "cuda:0", 1 << 19),
+        (1 << 30, "cpu", "cpu", 1 << 31),
+    ],
+)
+async def test_the_memory_that_is_offered_is_that_of_the_device_that_computes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu_bytes: int,
+    wish: str,
+    device: str,
+    offered: int,
+) -> None:
+    host = Device("cpu", "PC", 1 << 32)
+
+    def detected(*_: object, gpus: bool = True) -> Capability:
+        cards = (Device("cuda", "card", gpu_bytes),) if gpus else ()
+        return Capability(memory_bytes=host.memory_bytes, devices=(*cards, host))
+
+    monkeypatch.setattr("shoal.node.node.load_or_measure", detected)
+    folders = Folders.find({"SHOAL_HOME": str(tmp_path)})
+    config = NodeConfig(folders=folders, mesh=Mesh.public("pond"), memory="50%", device=wish)
+    node: Any = Node(config)
+    told: list[tuple[str, int]] = []
+    node.serving = SimpleNamespace(compute_on=lambda *where: told.append(where))
+    node.membership = SimpleNamespace(view=SimpleNamespace(announcements=list))
+    async with EngineThread() as node._thread:
+        node._offered_bytes = 0
+        await node._look_around(gpus=wish != "cpu")
+        await node._choose_device(open_checkpoint("shoal-tiny"))
+    assert told == [(device, offered)]
+    assert node._serving_config().device == device
+    assert node._serving_config().memory_bytes == offered
+    assert node.capability.devices[0].kind == device.partition(":")[0]

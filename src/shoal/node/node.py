@@ -397,15 +397,10 @@ class Node:
         if config.backend is not None:
             await self._front(config.backend)
             return
-        gpus = config.device != "cpu"
-        if config.layers is None:
-            measured = config.folders.capability_file
-            self.capability = await self._thread.run(load_or_measure, measured, gpus=gpus)
-        else:  # a pinned slice needs no figures to be chosen by: start at once
-            self.capability = await self._thread.run(detect, gpus=gpus)
+        await self._look_around(gpus=config.device != "cpu")
         if config.model:
             self._model = await asyncio.to_thread(self._catalogue.add, config.model)
-            self._choose_device(self._model)
+            await self._choose_device(self._model)
         if config.layers is None and self.bus.urls:
             self.membership.changed()  # say what we could serve, and hear what the others do
             await asyncio.sleep(FIRST_VIEW_S)
@@ -414,7 +409,7 @@ class Node:
             self._model = await asyncio.to_thread(self._first_known, names)
         if self._model is None:
             return
-        self._choose_device(self._model)
+        await self._choose_device(self._model)
         layers = config.layers or await self._choice(self._model)
         if layers is None:
             raise NoCapacity(
@@ -423,13 +418,23 @@ class Node:
             )
         await self._serve(self._model, layers)
 
-    def _choose_device(self, model: Checkpoint) -> None:
+    async def _look_around(self, *, gpus: bool) -> None:
+        """A pinned slice needs no figures to be chosen by: it starts at once."""
+        if self.config.layers is None:
+            measured = self.config.folders.capability_file
+            self.capability = await self._thread.run(load_or_measure, measured, gpus=gpus)
+        else:
+            self.capability = await self._thread.run(detect, gpus=gpus)
+
+    async def _choose_device(self, model: Checkpoint) -> None:
         """Where slices of this model are computed: the memory that we offer is that device's."""
         config, found = self.config, self.capability
         as_what = self._serving_config(*self._compute_as(model))
         fits = partial(fits_into, model, config.layers, as_what, config.memory)
         wish = "cpu" if isinstance(model, GgufCheckpoint) else config.device
         device = choose_device(wish, found, fits)
+        if device.name == "cpu" and found.devices[:-1]:  # what we tell of a GPU would be no use
+            await self._look_around(gpus=False)
         self._offered_bytes = parse_memory(config.memory, device.memory_bytes)
         self._device = device.name
         self.serving.compute_on(device.name, self._offered_bytes)
