@@ -142,7 +142,8 @@ from shoal.models.quant import ExactLinear, quantise
 generator = torch.Generator().manual_seed(0)
 layer = torch.nn.Linear(577, 131, bias=False)
 layer.weight.data = torch.randn(131, 577, generator=generator)
-print(ExactLinear(layer, quantise("int8"))(torch.randn(9, 577, generator=generator)).numpy().tobytes().hex())
+found = ExactLinear(layer, quantise("int8"))(torch.randn(9, 577, generator=generator))
+print(found.numpy().tobytes().hex())
 """
 
 
