@@ -55,9 +55,7 @@ def test_a_torch_without_cuda_is_told_from_a_machine_without_a_gpu(
         choose_device("cuda", machine())
     assert "pip install" in caught.value.hint
     assert "cu128" in caught.value.hint
-    monkeypatch.setattr(
-        choice, "find_torch", lambda: Fake(version=Fake(cuda="13.0"))
-    )
+    monkeypatch.setattr(choice, "find_torch", lambda: Fake(version=Fake(cuda="13.0")))
     with pytest.raises(BadConfig, match="no CUDA GPU") as caught:
         choose_device("cuda", machine())
     assert "driver" in caught.value.hint
