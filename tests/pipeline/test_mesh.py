@@ -167,6 +167,24 @@ async def test_a_node_cut_off_in_mid_stream_is_replaced(checkpoint: Checkpoint) 
         assert stream.plan.stops[1].node == mesh.members[3].id
 
 
+async def test_a_link_that_breaks_for_a_moment_costs_no_answer(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4") as mesh, asyncio.TaskGroup() as tasks:
+        first, middle, _ = mesh.members
+        stream, got = ask(first), []
+
+        async def reunite() -> None:
+            await asyncio.sleep(0.2)
+            mesh.network.heal()
+            await first.links.connect(middle.id)
+
+        async for sampled in stream:
+            got.append(sampled.token)
+            if len(got) == 8:
+                mesh.network.cut(middle.id)
+                tasks.create_task(reunite())
+        assert got == await unsplit(checkpoint)
+
+
 async def test_a_frozen_node_without_a_spare_ends_in_one_error(checkpoint: Checkpoint) -> None:
     async with mesh_of(checkpoint, "0:1", "1:3", "3:4") as mesh:
         got: list[int] = []

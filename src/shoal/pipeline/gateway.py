@@ -49,6 +49,7 @@ class Stream:
         self.started = gateway.clock()
         self.progress = self.started
         self.timer: asyncio.TimerHandle | None = None
+        self.no_route_since: float | None = None
         self.live: SessionId | None = None  # the session that the gateway listens to
         self.settled = asyncio.Event()  # every stage is open, or the generation is over
         self.error: ShoalError | None = None
@@ -207,14 +208,38 @@ class Gateway:
         try:
             plan = self._planner(generation.request.model_name, generation.needed_tokens, avoid)
         except LocalError as error:
-            self._do(stream, generation.no_route(error))
+            if not self._waits_for_a_link(stream):
+                self._do(stream, generation.no_route(error))
             return
+        stream.no_route_since = None
         stream.progress = self.clock()  # each route has the whole patience
         instructions = generation.route(plan)
         self._listen(stream, generation.session)
         route = tuple((stop.node, stop.layers) for stop in plan.stops)
         self._emit(RouteTaken(stream.id, route, generation.attempt))
         self._do(stream, instructions)
+
+    def _waits_for_a_link(self, stream: Stream) -> bool:
+        """A route that broke may be whole again in a moment: a link that fell silent because a
+        machine was busy is dialled anew. Only then is what was lost given up.
+        """
+        if not stream.generation.attempt:
+            return False
+        now = self.clock()
+        if stream.no_route_since is None:
+            stream.no_route_since = now
+        if now - stream.no_route_since >= self._config.reunion_s:
+            return False
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._config.reunion_s / 8, self._look_again, stream)
+        return True
+
+    def _look_again(self, stream: Stream) -> None:
+        """Whoever was avoided and can be reached again is given another chance."""
+        if stream.id in self._all and stream.generation.state == "routing":
+            avoided = stream.generation.avoid
+            gone = frozenset(node for node in avoided if not self._links.is_connected(node))
+            self._find_route(stream, gone)
 
     def _listen(self, stream: Stream, session: SessionId | None) -> None:
         if stream.live is not None:
