@@ -267,7 +267,8 @@ class Generation:
                     param="max_tokens",
                 )
             case "invalid":
-                self._refusal = InvalidRequest(why, param="response_format")
+                held = self.request.sampling.grammar is not None
+                self._refusal = InvalidRequest(why, param="response_format" if held else None)
             case "busy" if self._waited:
                 return self._again(frozenset(), why)
             case "busy":
