@@ -53,9 +53,8 @@ def test_three_processes_write_what_the_unsplit_model_writes(tmp_path: Path, fam
     model = write_random_checkpoint(config, folder)
     write_tokenizer(folder, config["vocab_size"])
     cuts = pairwise((0, 1, 3, 4))
-    with live_mesh(
-        tmp_path / "mesh", [f"{start}:{stop}" for start, stop in cuts], model=str(folder)
-    ) as nodes:
+    slices = [f"{start}:{stop}" for start, stop in cuts]
+    with live_mesh(tmp_path / "mesh", slices, "--quant", "none", model=str(folder)) as nodes:
         body = {
             "model": family,
             "prompt": PROMPT,
