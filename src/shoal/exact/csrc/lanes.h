@@ -29,7 +29,7 @@ struct Lanes {
     using Sums = __m512i;
     using Weights = __m512i;
     using Codes = __m512i;
-    static constexpr int OUTPUTS = 16, SUMS = 24, ROWS8 = 12, ROWS4 = 12, DIRECT4 = 24;
+    static constexpr int OUTPUTS = 16, SUMS = 24, ROWS8 = 12, ROWS4 = 8, DIRECT4 = 24;
     static constexpr bool SIGNED = false;
     static Sums zero() { return _mm512_setzero_si512(); }
     static Weights load(const void* p) { return _mm512_loadu_si512(p); }

@@ -149,15 +149,17 @@ void rows8(Rows rows, const int8_t* panel, int inputs, int32_t* sums) {
     for (int v = 0; v < VECTORS; v += V) some8<R, V>(rows, panel, inputs, v, sums);
 }
 
-// Groups are summed on their own and multiplied as a whole.
+// Groups are summed on their own and multiplied as a whole. Where there are not registers enough
+// for both, the totals stay in memory: wide tiles are worth more.
 template <int R, int V>
 void some4(Rows rows, Panel4 panel, int inputs, int first, int32_t* out) {
     out += first * Lanes::OUTPUTS;
     const auto table = Lanes::table(panel.lut);
+    constexpr bool RESIDENT = 2 * R * V <= Lanes::SUMS;
     Lanes::Sums total[R][V];
     const uint8_t* codes[R];
     each<R>([&](auto r) INLINED { codes[r] = rows.codes + r * rows.stride; });
-    load_sums(total, out);
+    if constexpr (RESIDENT) load_sums(total, out);
     const uint8_t* nibbles = panel.nibbles + first * Lanes::OUTPUTS * 4;
     const uint8_t* multipliers = panel.multipliers + first * Lanes::OUTPUTS;
     for (ptrdiff_t group = 0; group < inputs; group += GROUP) {
@@ -180,16 +182,22 @@ void some4(Rows rows, Panel4 panel, int inputs, int first, int32_t* out) {
         each<V>([&](auto v) INLINED {
             const auto m = Lanes::widen(multipliers + group + v * Lanes::OUTPUTS);
             each<R>([&](auto r) INLINED {
-                total[r][v] = Lanes::add(total[r][v], Lanes::times(sums[r][v], m));
+                const auto more = Lanes::times(sums[r][v], m);
+                if constexpr (RESIDENT) {
+                    total[r][v] = Lanes::add(total[r][v], more);
+                } else {
+                    int32_t* at = out + r * PANEL + v * Lanes::OUTPUTS;
+                    Lanes::store(at, Lanes::add(Lanes::load_sums(at), more));
+                }
             });
         });
     }
-    store_sums(total, out);
+    if constexpr (RESIDENT) store_sums(total, out);
 }
 
 template <int R>
 void rows4(Rows rows, Panel4 panel, int inputs, int32_t* sums) {
-    constexpr int V = width(2 * R);
+    constexpr int V = width(R);
     for (int v = 0; v < VECTORS; v += V) some4<R, V>(rows, panel, inputs, v, sums);
 }
 
