@@ -20,7 +20,7 @@ from ..models.slice import ModelSlice
 from ..units import SessionId
 from . import wire
 from .batched_kv import BatchedKv
-from .compiled_kv import exact_kv
+from .compiled_kv import CompiledKv, exact_kv
 from .exact_kv import ExactKv
 from .graphs import DecodeGraphs, Record, recorder
 from .kv import PagedKv, kv_bytes_per_token, kv_layout, reach, state_layout
@@ -111,6 +111,9 @@ class Stage:
             self._kv = exact_kv(layout, *size) if on_cpu else ExactKv(layout, *size)
         else:
             self._kv = (PagedKv if on_cpu else BatchedKv)(layout, *size, self._states)
+        self._compiled = model.dense is not None and isinstance(self._kv, CompiledKv)
+        if self._compiled:
+            torch.set_num_threads(1)  # see set_threads
 
     def _decode_graphs(self, record: Record) -> DecodeGraphs:
         model, config = self.model, self.config
@@ -190,11 +193,10 @@ class Stage:
             self._tune(self._tuner, len(x), self._clock() - started)
         return hidden
 
-    @staticmethod
-    def _tune(tuner: ThreadTuner, tokens: int, seconds: float) -> None:
+    def _tune(self, tuner: ThreadTuner, tokens: int, seconds: float) -> None:
         before = tuner.count
         if tuner.took(tokens, seconds) != before:
-            set_threads(tuner.count)
+            set_threads(tuner.count, of_torch=not self._compiled)
 
     def _hidden(self, rows: Sequence[Row]) -> Tensor:
         parts = [row.hidden for row in rows if row.hidden is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Self, TypeVar
@@ -12,9 +13,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None, *, of_torch: bool = True) -> None:
     """How many cores one operation may use, of torch in the calling thread and of the compiled
     library; None changes nothing.
+
+    Where the library computes all that is large, torch should have one: its other threads spin for
+    a while after each operation, and the library's wait for their cores.
 
     Without torch the engine thread must start all the same: who loads a stage says what is missing.
     """
@@ -24,9 +28,18 @@ def set_threads(threads: int | None) -> None:
 
             from ..exact import native
 
-            torch.set_num_threads(threads)
+            all_threads()
+            torch.set_num_threads(threads if of_torch else 1)
             if (library := native.load()) is not None:
                 library.set_threads(threads)
+
+
+@functools.cache
+def all_threads() -> int:
+    """As many as torch takes of itself, before anybody changes that."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 class EngineThread:

@@ -19,6 +19,7 @@ from ..engine.draft import Drafter, NgramDrafter, rewinds
 from ..engine.prefix import PrefixPool, UnsharedPool
 from ..engine.rows import Row
 from ..engine.served import Engine
+from ..engine.thread import all_threads
 from ..engine.threads import ThreadTuner
 from ..errors import EngineMissing, InvalidRequest, NoCapacity, ShoalError
 from ..events import BackendChanged, Emit, StageChanged
@@ -126,7 +127,7 @@ def load_stage(checkpoint: Checkpoint, layers: Slice, config: ServingConfig) -> 
             hint="serve fewer layers (--layers A:B) or allow more memory (--memory 80%)",
         )
     on_cpu = config.device == "cpu"
-    tuner = ThreadTuner(torch.get_num_threads()) if config.tune_threads and on_cpu else None
+    tuner = ThreadTuner(all_threads()) if config.tune_threads and on_cpu else None
     size = StageConfig(page_size=config.page_tokens, pages=pages, slots=slots)
     return Stage(model, size, tuner=tuner)
 
