@@ -1,6 +1,5 @@
 """The exact class: one result for a token, however, where and in what chunks it is computed."""
 
-
 import pytest
 import torch
 
