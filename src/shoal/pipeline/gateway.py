@@ -32,6 +32,9 @@ Planner = Callable[
 ]  # (model name, tokens needed, nodes to avoid) or NoRoute
 
 
+LOOKS = 8  # for a route that may be whole again
+
+
 def new_session_id() -> SessionId:
     return SessionId(secrets.token_hex(8))
 
@@ -49,7 +52,7 @@ class Stream:
         self.started = gateway.clock()
         self.progress = self.started
         self.timer: asyncio.TimerHandle | None = None
-        self.no_route_since: float | None = None
+        self.looks = 0  # for a route, since the last one broke
         self.live: SessionId | None = None  # the session that the gateway listens to
         self.settled = asyncio.Event()  # every stage is open, or the generation is over
         self.error: ShoalError | None = None
@@ -211,7 +214,7 @@ class Gateway:
             if not self._waits_for_a_link(stream):
                 self._do(stream, generation.no_route(error))
             return
-        stream.no_route_since = None
+        stream.looks = 0
         stream.progress = self.clock()  # each route has the whole patience
         instructions = generation.route(plan)
         self._listen(stream, generation.session)
@@ -223,23 +226,19 @@ class Gateway:
         """A route that broke may be whole again in a moment: a link that fell silent because a
         machine was busy is dialled anew. Only then is what was lost given up.
         """
-        if not stream.generation.attempt:
+        if not stream.generation.lost or stream.looks >= LOOKS:
             return False
-        now = self.clock()
-        if stream.no_route_since is None:
-            stream.no_route_since = now
-        if now - stream.no_route_since >= self._config.reunion_s:
-            return False
+        stream.looks += 1
         loop = asyncio.get_running_loop()
-        loop.call_later(self._config.reunion_s / 8, self._look_again, stream)
+        loop.call_later(self._config.reunion_s / LOOKS, self._look_again, stream)
         return True
 
     def _look_again(self, stream: Stream) -> None:
-        """Whoever was avoided and can be reached again is given another chance."""
-        if stream.id in self._all and stream.generation.state == "routing":
-            avoided = stream.generation.avoid
-            gone = frozenset(node for node in avoided if not self._links.is_connected(node))
-            self._find_route(stream, gone)
+        """Who was lost and can be reached again is given another chance; who misbehaved is not."""
+        generation = stream.generation
+        if stream.id in self._all and generation.state == "routing":
+            back = frozenset(node for node in generation.lost if self._links.is_connected(node))
+            self._find_route(stream, generation.avoid - back)
 
     def _listen(self, stream: Stream, session: SessionId | None) -> None:
         if stream.live is not None:

@@ -123,6 +123,7 @@ class Generation:
     output: list[int] = field(default_factory=list)
     attempt: int = 0
     avoid: frozenset[NodeId] = frozenset()
+    lost: frozenset[NodeId] = frozenset()  # of these, those that went away and may come back
     plan: Plan | None = None
     session: SessionId | None = None
     patient: bool = (
@@ -326,12 +327,14 @@ class Generation:
         if message.session != self.session or sender not in self._nodes():
             return []
         blamed = message.node if message.node in self._nodes() else sender
+        self.lost |= {blamed}
         return self._again(frozenset({blamed}), one_line(message.message))
 
     def node_lost(self, node: NodeId, why: str) -> list[Instruction]:
         """Our own link to a stage went down."""
         if self.state in ("routing", "over") or node not in self._nodes():
             return []
+        self.lost |= {node}
         return self._again(frozenset({node}), why)
 
     def stalled(self) -> list[Instruction]:
