@@ -1,11 +1,18 @@
 import asyncio
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from shoal.engine.stage import Stage, StageConfig
 from shoal.engine.thread import EngineThread
+from shoal.exact import native
+from shoal.models.checkpoint import Checkpoint
+from shoal.models.slice import load_slice
+from shoal.units import Quant
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +73,17 @@ async def test_closing_waits_for_what_is_being_computed() -> None:
     await running
     with pytest.raises(RuntimeError, match="not running"):
         await thread.run(slow)
+
+
+@pytest.mark.skipif(native.load() is None, reason="no compiled library on this machine")
+async def test_a_stage_of_floats_gets_its_threads_back_after_an_exact_one(
+    tiny: Callable[[str], tuple[Checkpoint, Any]],
+) -> None:
+    checkpoint, _ = tiny("llama")
+
+    def threads_with(quant: Quant) -> int:
+        Stage(load_slice(checkpoint, checkpoint.whole, quant=quant), StageConfig(pages=2))
+        return torch.get_num_threads()
+
+    async with EngineThread(2) as thread:
+        assert [await thread.run(threads_with, kind) for kind in ("int8", "none")] == [1, 2]

@@ -16,6 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ..exact import native
 from ..models.slice import ModelSlice
 from ..units import SessionId
 from . import wire
@@ -112,8 +113,11 @@ class Stage:
         else:
             self._kv = (PagedKv if on_cpu else BatchedKv)(layout, *size, self._states)
         self._compiled = model.dense is not None and isinstance(self._kv, CompiledKv)
-        if self._compiled:
-            torch.set_num_threads(1)  # see set_threads
+        library = native.load()
+        if tuner is not None:
+            set_threads(tuner.count, of_torch=not self._compiled)
+        elif library is not None:  # whatever the stage before this one needed
+            set_threads(library.threads, of_torch=not self._compiled)
 
     def _decode_graphs(self, record: Record) -> DecodeGraphs:
         model, config = self.model, self.config

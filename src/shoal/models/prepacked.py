@@ -12,22 +12,17 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from .replaced import ReplacedLinear
 
-class PackedLinear(nn.Module):
-    """Replaces one bf16 nn.Linear for inference on a CPU. Neither saved nor copied."""
+
+class PackedLinear(ReplacedLinear):
+    """Replaces one bf16 nn.Linear for inference on a CPU."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         weight = linear.weight.detach()
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self._stand_in = torch.full_like(weight[:1, :1], torch.nan)
-
-    @property
-    def weight(self) -> Tensor:
-        """Tells models that ask which shape, dtype and device the weight had; all NaN."""
-        return self._stand_in.expand(self.out_features, self.in_features)
 
     @property
     def kept_bytes(self) -> int:

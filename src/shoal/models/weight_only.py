@@ -18,6 +18,7 @@ from torch.nn.functional import linear as float_linear
 
 from ..errors import UnsupportedModel
 from .absorbed import FloatHeads, absorb
+from .replaced import ReplacedLinear
 
 Kind = Literal["w8", "w4"]
 GROUP = 32
@@ -27,24 +28,17 @@ FEW_ROWS = 16  # up to here reading the weights takes longest; more rows expand 
 INNER_TILES = 2  # of the CUDA layout: K must be a multiple of 16 times as many
 
 
-class WeightOnly8(nn.Module):
+class WeightOnly8(ReplacedLinear):
     """Replaces one nn.Linear for inference, on its device."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         weight = linear.weight.detach()
         scale = weight.abs().amax(1).float().clamp_(min=SMALLEST_STEP).div_(LARGEST)
         self.scale = scale.to(weight.dtype)
         rounded = (weight.float() / self.scale.float()[:, None]).round_()
         self.codes = rounded.clamp_(-LARGEST, LARGEST).to(torch.int8)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self._stand_in = _stand_in(weight)
-
-    @property
-    def weight(self) -> Tensor:
-        """Tells models that ask which shape, dtype and device the weight had; all NaN."""
-        return self._stand_in.expand(self.out_features, self.in_features)
 
     @property
     def kept_bytes(self) -> int:
@@ -60,24 +54,17 @@ class WeightOnly8(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-class WeightOnly4(nn.Module):
+class WeightOnly4(ReplacedLinear):
     """Replaces one nn.Linear for inference, on its device. K is a multiple of 32."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         weight = linear.weight.detach()
         codes, step, middle = rounded_4_bits(weight)
         self._packs = _fits_packed_4(weight)
         self._packed = _packed_4(codes) if self._packs else codes[:, ::2] | (codes[:, 1::2] << 4)
         self._steps = torch.stack((step.t(), middle.t()), 2).contiguous()  # (G, N, 2)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self._stand_in = _stand_in(weight)
-
-    @property
-    def weight(self) -> Tensor:
-        """Tells models that ask which shape, dtype and device the weight had; all NaN."""
-        return self._stand_in.expand(self.out_features, self.in_features)
 
     @property
     def kept_bytes(self) -> int:
@@ -109,10 +96,6 @@ def rounded_4_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     middle = lowest.add_(step.float(), alpha=8).to(weight.dtype)
     codes = (groups - middle.float()[..., None]).div_(step.float()[..., None]).round_().add_(8)
     return codes.clamp_(0, LEVELS).to(torch.uint8).flatten(1), step, middle
-
-
-def _stand_in(weight: Tensor) -> Tensor:
-    return torch.full_like(weight[:1, :1], torch.nan)
 
 
 # ---- torch's own products, where they work
