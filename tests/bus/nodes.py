@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from shoal.bus import Announcement, Bus, StageOffer
-from shoal.hardware import Capability
+from shoal.hardware import Capability, Speed
 from shoal.identity import Identity, Mesh
 from shoal.units import ModelId, NodeId, Slice
 
@@ -26,8 +26,8 @@ STAGE = StageOffer(
     layers=Slice(0, 4),
     compute="bf16",
     state="serving",
-    layer_seconds=0.001,
-    overhead_seconds=0.0005,
+    speed=Speed(layer_s=0.001, step_s=0.0005),
+    sessions=0,
     queue=0,
     free_tokens=4096,
     total_tokens=8192,

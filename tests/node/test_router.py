@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from shoal.bus import StageOffer
 from shoal.errors import ModelNotFound, NoRoute
+from shoal.hardware import Speed
 from shoal.models.catalogue import Catalogue
 from shoal.models.checkpoint import open_checkpoint
 from shoal.node.report import model_reports
@@ -98,11 +99,13 @@ def test_the_gateway_knows_which_tokens_exist() -> None:
 
 
 def test_thousands_of_stages_leave_a_few_of_every_slice() -> None:
-    crowd = [(NodeId(f"npub{n}"), offer("0:4", layer_seconds=0.0)) for n in range(3000)]
-    slow = (BIRCH.node, offer("4:8", layer_seconds=9.0))
+    crowd = [(NodeId(f"npub{n}"), offer("0:4", speed=Speed())) for n in range(3000)]
+    slow = (BIRCH.node, offer("4:8", speed=Speed(layer_s=9.0)))
     found = router(*crowd, slow)
     assert found.plan("shoal-tiny", 1, frozenset()).stops[1].node == BIRCH.node
-    held = [Held(NodeId(str(n)), Slice(0, 4), "serving", "f32", 0.0, 0.0, 0, 9) for n in range(900)]
+    held = [
+        Held(NodeId(str(n)), Slice(0, 4), "serving", "f32", Speed(), 0, 0, 9) for n in range(900)
+    ]
     assert len(few_of_each(held, 1)) == MAX_STAGES
 
 

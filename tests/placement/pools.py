@@ -7,8 +7,9 @@ from itertools import permutations
 
 from hypothesis import strategies as st
 
+from shoal.hardware import Speed
 from shoal.placement import Capacities, Held, Member, ModelShape, capacities
-from shoal.units import NodeId, Seconds, Slice
+from shoal.units import NodeId, Slice
 
 AMBER, BIRCH, CEDAR, DELTA = map(NodeId, ("amber", "birch", "cedar", "delta"))
 NOWHERE = Capacities(0, 0, 0, 0)
@@ -98,8 +99,8 @@ def stage(
         Slice(start, stop),
         state,  # type: ignore[arg-type]
         compute,
-        Seconds(seconds),
-        Seconds(overhead),
+        Speed(layer_s=seconds, step_s=overhead),
+        0,
         queue,
         free,
     )

@@ -9,14 +9,16 @@ import msgspec
 from msgspec.structs import replace
 
 from ..errors import BadMessage
-from ..hardware import Capability
+from ..hardware import Capability, Speed
 from ..identity import Card, Identity, ed25519
 from ..identity.places import split_address
 from ..units import ModelId, NodeId, Slice
+from .coordinates import Coordinates
 
 MAX_ANNOUNCEMENT_BYTES = 16 << 10
 MAX_STAGES = 32
 MAX_ADDRESSES = 16
+MAX_HINTS = 16  # of lost nodes, and of wanted models
 MAX_LAYERS = 4096
 MAX_NAME_CHARS = 64
 MAX_TEXT_CHARS = 200
@@ -34,9 +36,9 @@ class StageOffer(msgspec.Struct, frozen=True):
     layers: Slice
     compute: Literal["f32", "bf16", "f16", "int8", "int4", "w8", "w4", "gguf", "served"]
     state: Literal["joining", "serving", "draining"]
-    layer_seconds: float  # one layer, one decoded token
-    overhead_seconds: float  # one step, whatever is in it
-    queue: int  # sessions that wait
+    speed: Speed
+    sessions: int  # that run
+    queue: int  # that wait
     free_tokens: int  # room in the KV cache
     total_tokens: int
     context_length: int
@@ -44,10 +46,35 @@ class StageOffer(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         _check_text(self.model, self.model_name)
-        _check_numbers(self.layer_seconds, self.overhead_seconds)
-        _check_numbers(self.queue, self.free_tokens, self.total_tokens, self.context_length)
+        _check_numbers(
+            self.sessions, self.queue, self.free_tokens, self.total_tokens, self.context_length
+        )
         if not self.layers.stop <= self.total_layers <= MAX_LAYERS:
             raise ValueError(f"layers {self.layers} of {self.total_layers}")
+
+
+class Demand(msgspec.Struct, frozen=True, array_like=True):
+    """What a gateway's clients ask of one model; what they could not be given counts as well."""
+
+    model: ModelId
+    tokens_per_s: float
+
+    def __post_init__(self) -> None:
+        _check_text(self.model)
+        _check_numbers(self.tokens_per_s)
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """A node that we lost and could not reach again, and its announcement that we knew then: a
+    newer one refutes it.
+    """
+
+    node: NodeId
+    sequence: int
+
+    def __post_init__(self) -> None:
+        _check_text(self.node)
+        _check_numbers(self.sequence)
 
 
 class Announcement(msgspec.Struct, frozen=True):
@@ -68,6 +95,9 @@ class Announcement(msgspec.Struct, frozen=True):
     sent_at: int  # unix seconds
     offered_bytes: int = 0  # memory for slices; 0 = this node serves nothing
     can_serve: tuple[ModelId, ...] = ()  # models whose files it has or may fetch
+    place: Coordinates = Coordinates()
+    demand: tuple[Demand, ...] = ()
+    lost: tuple[Loss, ...] = ()
     signature: bytes = b""  # Ed25519 of the transport key over all the rest
 
     def __post_init__(self) -> None:
@@ -77,6 +107,8 @@ class Announcement(msgspec.Struct, frozen=True):
         _check_text(self.capability.cpu, *(device.name for device in self.capability.devices))
         if max(len(self.stages), len(self.can_serve)) > MAX_STAGES:
             raise ValueError("too many stages")
+        if max(len(self.demand), len(self.lost)) > MAX_HINTS:
+            raise ValueError("too many hints")
         if len(self.addresses) > MAX_ADDRESSES:
             raise ValueError("too many addresses")
         for address in self.addresses:

@@ -11,11 +11,13 @@ from .cache import load_or_measure
 from .capability import Capability, Device
 from .choice import ChosenDevice, check_wish, choose_device
 from .detection import detect
+from .speed import Speed
 
 __all__ = [
     "Capability",
     "ChosenDevice",
     "Device",
+    "Speed",
     "check_wish",
     "choose_device",
     "detect",

@@ -27,7 +27,7 @@ from ..engine.served import Engine, EngineClient
 from ..engine.thread import EngineThread
 from ..errors import BackendFailed, BadConfig, LinkClosed, NoCapacity, ShoalError, UnsupportedModel
 from ..events import BackendChanged, EventHub
-from ..hardware import choose_device, detect, load_or_measure
+from ..hardware import Speed, choose_device, detect, load_or_measure
 from ..identity import Ticket, load_or_create
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import BUILTIN, Checkpoint
@@ -468,7 +468,7 @@ class Node:
 
     async def _serve(self, checkpoint: Checkpoint, layers: Slice) -> None:
         rate = self.capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
-        guess = max(checkpoint.layer_bytes) / rate
+        guess = Speed(layer_s=max(checkpoint.layer_bytes) / rate)
         pinned = self.config.layers is not None
         quant, dtype = self._compute_as(checkpoint)
         try:

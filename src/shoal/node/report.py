@@ -56,7 +56,7 @@ def node_report(announcement: Announcement, *, me: NodeId, age_s: float) -> dict
                 "state": offer.state,
                 "compute": offer.compute,
                 "free_tokens": offer.free_tokens,
-                "layer_seconds": offer.layer_seconds,
+                "layer_seconds": offer.speed.seconds(1),
             }
             for offer in announcement.stages
         ],

@@ -16,9 +16,10 @@ from ..models.checkpoint import Checkpoint
 from ..models.text import Tokenizer
 from ..pipeline import ANY_TOKEN, Plan, Stop
 from ..placement import Held, cheapest_route
-from ..units import NodeId, Seconds, Slice
+from ..units import NodeId, Slice
 
 HOP_S = 0.0005  # one way, between two nodes whose distance nobody has measured
+WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 MAX_MODELS = 64  # that we speak of: strangers may announce names without end
 MAX_STAGES = 256  # that a route is chosen from: the search grows with the square of their number
 
@@ -87,11 +88,12 @@ class Router:
                 node=node,
                 layers=offer.layers,
                 state=offer.state,
-                layer_seconds=Seconds(offer.layer_seconds),
-                overhead_seconds=Seconds(offer.overhead_seconds),
+                speed=offer.speed,
+                sessions=offer.sessions,
                 queue=offer.queue,
                 free_tokens=offer.free_tokens,
                 compute=offer.compute,
+                whole=offer.compute in WHOLE,
             )
             for node, offer in self._of(name)
             if node not in avoid

@@ -23,6 +23,7 @@ from ..engine.thread import all_threads
 from ..engine.threads import ThreadTuner
 from ..errors import EngineMissing, InvalidRequest, NoCapacity, ShoalError
 from ..events import BackendChanged, Emit, StageChanged
+from ..hardware import Speed
 from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..transport import FrameLimits, Links
@@ -67,7 +68,7 @@ class Served:
     layers: Slice
     compute: Compute
     state: Literal["joining", "serving", "draining"]
-    layer_seconds: float
+    speed: Speed
     pinned: bool
     worker: StageWorker | FrontedWorker | None = None
 
@@ -247,13 +248,13 @@ class Serving:
         self,
         checkpoint: Checkpoint,
         layers: Slice,
-        layer_seconds: float,
+        speed: Speed,
         *,
         pinned: bool,
         quant: Quant | None = None,
         dtype: str | None = None,
     ) -> None:
-        """Load a slice and put it into service. `layer_seconds` is a guess until it is measured;
+        """Load a slice and put it into service. `speed` is a guess until it is measured;
         `quant`, with `dtype`, stands in for the configured one.
 
         A slice of the same model that we held is given up first: there is memory for one, and a
@@ -272,7 +273,7 @@ class Serving:
         if quant is not None:
             config = replace(config, quant=quant, dtype=dtype)
         compute = compute_class(checkpoint, config)
-        self._put(Served(checkpoint, layers, compute, "joining", layer_seconds, pinned))
+        self._put(Served(checkpoint, layers, compute, "joining", speed, pinned))
         try:
             drafter, taken = await self._thread.run(make_drafter, checkpoint, layers, config)
             config = replace(config, memory_bytes=config.memory_bytes - taken)
@@ -286,7 +287,7 @@ class Serving:
         if drafter is not None:
             worker.guess_with(drafter)
         self._pipeline.serve(worker)
-        measured = step_seconds / len(layers)
+        measured = Speed(layer_s=step_seconds / len(layers))
         self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))
 
     async def front(self, checkpoint: Checkpoint, engine: Engine, slots: int) -> None:
@@ -312,7 +313,7 @@ class Serving:
             changed=partial(self._backend_changed, model),
         )
         self._pipeline.serve(worker)
-        measured = seconds / len(layers)
+        measured = Speed(layer_s=seconds / len(layers))
         self._put(Served(checkpoint, layers, "served", "serving", measured, True, worker))
         self._emit(BackendChanged(model, engine.name, True))
 
@@ -390,8 +391,8 @@ class Serving:
             layers=served.layers,
             compute=served.compute,
             state=served.state,
-            layer_seconds=served.layer_seconds,
-            overhead_seconds=0.0,
+            speed=served.speed,
+            sessions=len(sessions) - sessions.waiting if sessions is not None else 0,
             queue=sessions.waiting if sessions is not None else 0,
             free_tokens=sessions.pool.free_tokens if sessions is not None else 0,
             total_tokens=sessions.pool.total_tokens if sessions is not None else 0,

@@ -8,7 +8,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-from ..units import NodeId, Seconds, Slice
+from ..hardware import Speed
+from ..units import NodeId, Slice
 from .capacity import Capacities
 
 State = Literal["joining", "serving", "draining"]
@@ -98,13 +99,13 @@ class Held:
     layers: Slice
     state: State
     compute: str
-    layer_seconds: Seconds  # one layer, one decoded token
-    overhead_seconds: Seconds  # each step, whatever the number of layers
-    queue: int  # sessions that wait for their turn
+    speed: Speed
+    sessions: int  # that run
+    queue: int  # that wait for their turn
     free_tokens: int  # room in the KV cache
+    whole: bool = False  # it runs all of its layers or none
 
     @property
     def step_seconds(self) -> float:
         """What one token costs here, with those that wait before it."""
-        own = len(self.layers) * self.layer_seconds + self.overhead_seconds
-        return own * (1 + self.queue)
+        return self.speed.seconds(len(self.layers)) * (1 + self.queue)
