@@ -1,0 +1,86 @@
+"""The clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from shoal.sim.loop import NothingLeft, OutOfTime, run
+
+
+def test_an_hour_passes_in_no_time() -> None:
+    async def main() -> float:
+        await asyncio.sleep(3600)
+        return asyncio.get_running_loop().time()
+
+    began = time.monotonic()
+    assert run(main) == 3600
+    assert time.monotonic() - began < 1
+
+
+def test_what_is_due_at_the_same_time_runs_in_the_order_asked_for() -> None:
+    async def main() -> list[int]:
+        ran: list[int] = []
+        loop = asyncio.get_running_loop()
+        for number in range(100):
+            loop.call_at(1.0, ran.append, number)
+        await asyncio.sleep(2)
+        return ran
+
+    assert run(main) == list(range(100))
+
+
+def test_a_deadlock_is_told_with_where_everybody_waits() -> None:
+    async def waits_for_nobody() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(NothingLeft, match=r"waits_for_nobody:\d+"):
+        run(waits_for_nobody)
+
+
+def test_what_never_ends_is_stopped_at_the_limit() -> None:
+    async def forever() -> None:
+        while True:
+            await asyncio.sleep(0.3)
+
+    with pytest.raises(OutOfTime, match=r"not done at 10\.000 s"):
+        run(forever, limit_s=10)
+
+
+def test_a_timeout_in_virtual_time_fires() -> None:
+    async def main() -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await asyncio.sleep(50)
+        return asyncio.get_running_loop().time()
+
+    assert run(main) == 5
+
+
+def test_threads_are_refused() -> None:
+    async def main() -> None:
+        await asyncio.to_thread(time.time)
+
+    with pytest.raises(RuntimeError, match="wants a thread"):
+        run(main)
+
+
+def test_cancelled_timers_are_swept_out() -> None:
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        for _ in range(5000):
+            loop.call_later(1000, print).cancel()
+        await asyncio.sleep(1)
+        return len(loop._timers)  # type: ignore[attr-defined]
+
+    assert run(main) < 2000
+
+
+def test_the_clock_can_start_anywhere() -> None:
+    async def main() -> float:
+        await asyncio.sleep(1)
+        return asyncio.get_running_loop().time()
+
+    assert run(main, start_s=1000, limit_s=1002) == 1001
