@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..units import SessionId
+from .pace import Pace, SpeedMeter
 from .rows import Row
 from .turns import Turns
 
@@ -37,47 +38,19 @@ class BatcherConfig:
     any_cut: bool = False  # a result does not depend on where prompts are cut: the exact class
 
 
-class Pace:
-    """How many prompt tokens may join those who generate, learnt from what steps have taken.
-
-    A step is taken to cost what one without prompts does, and so much more for each prompt token.
-    """
-
-    WEIGHT = 0.2  # of the newest step
-
-    def __init__(self, config: BatcherConfig) -> None:
-        self._config = config
-        self._step_s: float | None = None
-        self._token_s: float | None = None
-
-    def observe(self, prompt_tokens: int, seconds: float) -> None:
-        if not prompt_tokens:
-            self._step_s = self._mean(self._step_s, seconds)
-        else:
-            more_s = max(0.0, seconds - (self._step_s or 0.0))
-            self._token_s = self._mean(self._token_s, more_s / prompt_tokens)
-
-    def _mean(self, before: float | None, now: float) -> float:
-        return now if before is None else before + self.WEIGHT * (now - before)
-
-    def budget(self) -> int:
-        """Prompt tokens of one step while sessions generate; all that are allowed until known."""
-        most = self._config.max_tokens
-        if self._step_s is None or not self._token_s:
-            return most
-        tokens = int((self._config.pace - 1.0) * self._step_s / self._token_s)
-        return min(most, max(self._config.granule, tokens))
-
-
 class Batcher:
     """Rows wait here for their step. A session's rows keep order, and no step has two of them.
 
     Prompts take turns: first their owners, then an owner's sessions, by the tokens they have had.
     """
 
-    def __init__(self, config: BatcherConfig | None = None) -> None:
-        self._config = config or BatcherConfig()
-        self._pace = Pace(self._config)
+    def __init__(
+        self, config: BatcherConfig | None = None, meter: SpeedMeter | None = None
+    ) -> None:
+        """`meter` learns how long steps take; what it expects at first is its maker's matter."""
+        self._config = known = config or BatcherConfig()
+        self.meter = meter or SpeedMeter(1)
+        self._pace = Pace(self.meter, known.pace, known.max_tokens, known.granule)
         self._waiting: dict[SessionId, deque[Row]] = {}
         # sessions by what their oldest row is, in the order of their turn; dicts, because a drop
         # leaves the middle
@@ -104,7 +77,7 @@ class Batcher:
 
     def observe(self, rows: Sequence[Row], seconds: float) -> None:
         """A step of these rows took so long."""
-        self._pace.observe(sum(row.count for row in rows if not row.generates), seconds)
+        self._pace.observe(rows, seconds)
 
     def take(self, held: Container[SessionId] = ()) -> list[Row]:
         """The rows of one ragged forward, none of them of `held` sessions; empty when nothing

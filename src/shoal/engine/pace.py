@@ -1,0 +1,188 @@
+"""How long steps take, learnt from those that were done: the online half of the cost model. Pure.
+
+What the machine is expected to do comes in as a `Speed` (`placement/cost.py` predicts one); what it
+was seen to do corrects it. Steps of like size share a bucket that keeps their recent mean, so that
+an hour of single tokens does not wash out what the last long prompt has taught. The formula's
+coefficients are those that fit the buckets best, each counted by its relative error, none negative
+and none further from the expected one than the buckets ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..hardware import Speed
+from .rows import Row
+
+NEWEST = 0.2  # weight of the newest step in its bucket, and in what follows the last steps
+BURST = 4.0  # a step that took so many times its bucket's mean was disturbed: it counts as this
+TRUST = 1e-3  # in what was expected, against one bucket
+SWEEPS = 40  # of the fit; it converges in about ten
+FADES = 256  # steps after which a bucket that none of them belonged to counts half
+REFIT = 16  # steps between two fits, fewer at first: a fit takes 1 ms
+
+
+class Work(NamedTuple):
+    """What was in a step."""
+
+    tokens: int
+    context: int  # pairs of a token and one that it attends to
+    sampled: int  # tokens that were chosen
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Work:
+        tokens = sum(row.count for row in rows)
+        context = sum(row.count * row.start + row.count * (row.count + 1) // 2 for row in rows)
+        sampled = sum(1 + len(row.draft) for row in rows if row.sampler is not None)
+        return cls(tokens, context, sampled)
+
+    @property
+    def size(self) -> tuple[int, int, bool]:
+        """Steps of one size share a bucket: tokens up to a factor of 2, context of 4."""
+        each = self.context // max(self.tokens, 1)
+        return self.tokens.bit_length(), each.bit_length() // 2, self.sampled > 0
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Recent means."""
+
+    features: list[float]
+    seconds: float
+    step: int  # its newest
+
+    def add(self, features: Sequence[float], seconds: float) -> None:
+        capped = min(seconds, BURST * self.seconds)
+        self.seconds += NEWEST * (capped - self.seconds)
+        for i, value in enumerate(features):
+            self.features[i] += NEWEST * (value - self.features[i])
+
+
+@dataclass
+class SpeedMeter:
+    """Learns the `Speed` of one stage of `layers` layers, starting from what is `expected`."""
+
+    layers: int
+    expected: Speed = field(default_factory=Speed)
+    _buckets: dict[tuple[int, int, bool], _Bucket] = field(default_factory=dict)
+    _fitted: Speed | None = None
+    _steps: int = 0
+    _fresh: int = 0  # steps since the last fit
+
+    def observe(self, work: Work, seconds: float) -> None:
+        """A step with this work took so long."""
+        seconds = max(seconds, 1e-9)
+        features = self._features(work)
+        bucket = self._buckets.get(work.size)
+        if bucket is None:
+            self._buckets[work.size] = _Bucket(features, seconds, self._steps)
+        else:
+            bucket.add(features, seconds)
+            bucket.step = self._steps
+        self._steps += 1
+        self._fresh += 1
+
+    @property
+    def speed(self) -> Speed:
+        if self._fitted is None or self._fresh >= min(REFIT, 1 + self._steps // REFIT):
+            self._fitted = self._fit() if self._buckets else self.expected
+            self._fresh = 0
+        return self._fitted
+
+    # ---- the fit: seconds = features * coefficients
+
+    def _features(self, work: Work) -> list[float]:
+        read = 1 - (1 - self.expected.routed) ** work.tokens
+        layers = self.layers
+        return [1.0, layers * work.tokens, layers * work.context, work.sampled, layers * read]
+
+    def _fit(self) -> Speed:
+        """Least squares by coordinate descent: five unknowns, some dozens of buckets."""
+        buckets = list(self._buckets.values())
+        weights = [0.5 ** ((self._steps - each.step) / (2 * FADES)) for each in buckets]
+        rows = [
+            [weight * value / each.seconds for value in each.features]
+            for weight, each in zip(weights, buckets, strict=True)
+        ]
+        before = self._expected_coefficients()
+        found = list(before)
+        left = [
+            weight - sum(a * x for a, x in zip(found, row, strict=True))
+            for weight, row in zip(weights, rows, strict=True)
+        ]
+        for _ in range(SWEEPS):
+            for j, expected in enumerate(before):
+                column = [row[j] for row in rows]
+                norm = sum(x * x for x in column)
+                if not norm:
+                    continue
+                trust = TRUST * norm / len(rows)
+                gain = sum(x * e for x, e in zip(column, left, strict=True))
+                best = (gain + norm * found[j] + trust * expected) / (norm + trust)
+                change, found[j] = max(0.0, best) - found[j], max(0.0, best)
+                left = [e - change * x for e, x in zip(left, column, strict=True)]
+        return self._as_speed(found)
+
+    def _expected_coefficients(self) -> list[float]:
+        known = self.expected
+        fixed = known.step_s + self.layers * known.layer_s
+        return [fixed, known.token_s, known.context_s, known.sample_s, known.experts_s]
+
+    def _as_speed(self, found: Sequence[float]) -> Speed:
+        """What no step can tell apart, the step's own cost and its layers', stays in the expected
+        proportion.
+        """
+        fixed, token_s, context_s, sample_s, experts_s = found
+        expected = self._expected_coefficients()[0]
+        own = self.expected.step_s / expected if expected else 0.0
+        return Speed(
+            step_s=fixed * own,
+            layer_s=fixed * (1 - own) / self.layers,
+            token_s=token_s,
+            context_s=context_s,
+            sample_s=sample_s,
+            experts_s=experts_s,
+            routed=self.expected.routed,
+        )
+
+
+@dataclass
+class Pace:
+    """How many prompt tokens may join those who generate: a step with them takes up to `times` one
+    without. `most` until that is known, `least` however slow they are.
+
+    It follows the last steps, where the meter remembers long ones; the meter says what to expect
+    before the first prompt.
+    """
+
+    meter: SpeedMeter
+    times: float
+    most: int
+    least: int
+    _step_s: float | None = None  # of a step without prompts
+    _token_s: float | None = None  # more for each prompt token
+
+    def observe(self, rows: Sequence[Row], seconds: float) -> None:
+        self.meter.observe(Work.of(rows), seconds)
+        prompt_tokens = sum(row.count for row in rows if not row.generates)
+        if not prompt_tokens:
+            self._step_s = _mean(self._step_s, seconds)
+        else:
+            more_s = max(0.0, seconds - (self._step_s or 0.0))
+            self._token_s = _mean(self._token_s, more_s / prompt_tokens)
+
+    def budget(self) -> int:
+        """Prompt tokens of one step while sessions generate."""
+        token_s = self._token_s
+        if token_s is None:
+            token_s = self.meter.layers * self.meter.speed.token_s
+        if self._step_s is None or not token_s:
+            return self.most
+        tokens = int((self.times - 1.0) * self._step_s / token_s)
+        return min(self.most, max(self.least, tokens))
+
+
+def _mean(before: float | None, now: float) -> float:
+    return now if before is None else before + NEWEST * (now - before)
