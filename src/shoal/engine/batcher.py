@@ -49,8 +49,7 @@ class Batcher:
     ) -> None:
         """`meter` learns how long steps take; what it expects at first is its maker's matter."""
         self._config = known = config or BatcherConfig()
-        self.meter = meter or SpeedMeter(1)
-        self._pace = Pace(self.meter, known.pace, known.max_tokens, known.granule)
+        self._pace = Pace(meter or SpeedMeter(1), known.pace, known.max_tokens, known.granule)
         self._waiting: dict[SessionId, deque[Row]] = {}
         # sessions by what their oldest row is, in the order of their turn; dicts, because a drop
         # leaves the middle

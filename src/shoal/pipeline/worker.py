@@ -14,9 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..engine.batcher import Batcher, BatcherConfig
+from ..engine.pace import SpeedMeter
 from ..engine.rows import Row
 from ..errors import LinkClosed, LocalError, Overloaded
 from ..events import DraftsVerified, Emit, PagesChanged, StepDone
+from ..hardware import Speed
 from ..transport import Bytes, Links
 from ..units import ModelId, NodeId, SessionId, Slice
 from .messages import (
@@ -66,11 +68,14 @@ class StageWorker:
         emit: Emit,
         clock: Callable[[], float],
         batch: BatcherConfig | None = None,
+        expected: Speed | None = None,
     ) -> None:
+        """`expected` is corrected by what steps take."""
         self.key, self.sessions = key, sessions
         self._stage, self._thread, self._links = stage, thread, links
         self._emit, self._clock = emit, clock
-        self._batcher = Batcher(batch)
+        self._meter = SpeedMeter(len(key.layers), expected or Speed())
+        self._batcher = Batcher(batch, self._meter)
         self._drafter: Drafter | None = None
         self._forgotten: list[SessionId] = []  # by us, not yet by the drafter
         self._ended: list[SessionId] = []  # here, not yet in the engine
@@ -83,6 +88,11 @@ class StageWorker:
         self.draining = False
         self.idle = asyncio.Event()  # no session is here
         self.idle.set()
+
+    @property
+    def speed(self) -> Speed:
+        """As far as the steps so far tell."""
+        return self._meter.speed
 
     def guess_with(self, drafter: Drafter) -> None:
         """For the sessions of a first stage, from now on."""
