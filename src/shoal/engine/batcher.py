@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..hardware import Speed
 from ..units import SessionId
 from .pace import Pace, SpeedMeter
 from .rows import Row
@@ -49,7 +50,8 @@ class Batcher:
     ) -> None:
         """`meter` learns how long steps take; what it expects at first is its maker's matter."""
         self._config = known = config or BatcherConfig()
-        self._pace = Pace(meter or SpeedMeter(1), known.pace, known.max_tokens, known.granule)
+        self._meter = meter or SpeedMeter(1)
+        self._pace = Pace(self._meter, known.pace, known.max_tokens, known.granule)
         self._waiting: dict[SessionId, deque[Row]] = {}
         # sessions by what their oldest row is, in the order of their turn; dicts, because a drop
         # leaves the middle
@@ -60,6 +62,11 @@ class Batcher:
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
+
+    @property
+    def speed(self) -> Speed:
+        """As far as what was observed tells."""
+        return self._meter.speed
 
     def add(self, row: Row) -> None:
         rows = self._waiting.setdefault(row.session, deque())

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from ..bus import StageOffer
-from ..engine.batcher import BatcherConfig
+from ..engine.batcher import Batcher, BatcherConfig
 from ..engine.draft import Drafter, NgramDrafter, rewinds
+from ..engine.pace import SpeedMeter, Work
 from ..engine.prefix import PrefixPool, UnsharedPool
 from ..engine.rows import Row
 from ..engine.served import Engine
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 Compute = Literal["f32", "bf16", "f16", "int8", "int4", "w8", "w4", "gguf", "served"]
 WARM_UP_STEPS = 3
+WARM_UP_TOKENS = 64
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -195,26 +197,29 @@ def step_tokens(stage: Stage | GgufStage) -> int:
     return max(1, min(usual.max_tokens, fit))
 
 
-def warm_up(stage: Stage | GgufStage, clock: Callable[[], float]) -> float:
-    """Seconds of a step with one token, the best of a few: the first ones compile kernels."""
+def warm_up(stage: Stage | GgufStage, meter: SpeedMeter, clock: Callable[[], float]) -> None:
+    """Show the meter steps of one token and of some: the best of a few, since the first ones
+    compile kernels.
+    """
     import torch
 
-    ids = hidden = None
-    if stage.model.first:
-        ids = (0,)
-    else:
-        hidden = torch.zeros(1, stage.model.hidden_size, dtype=stage.model.dtype)
-    row = Row(SessionId("warm-up"), 0, (0,), 1, ids, hidden)
-    taken = []
-    for _ in range(WARM_UP_STEPS):
-        started = clock()
-        stage.step([row])
-        if stage.model.device.type == "cuda":  # it works on after the call has returned
-            torch.cuda.synchronize()
-        taken.append(clock() - started)
-    if stage.keeps_states:
-        cast("Stage", stage).forget(row.session)
-    return min(taken)
+    model, session = stage.model, SessionId("warm-up")
+    room = stage.config.pages * stage.config.page_size
+    for count in {1, min(WARM_UP_TOKENS, room)}:
+        pages = range(-(-count // stage.config.page_size))
+        ids = (0,) * count if model.first else None
+        hidden = None if model.first else torch.zeros(count, model.hidden_size, dtype=model.dtype)
+        row = Row(session, 0, pages, count, ids, hidden)
+        taken = []
+        for _ in range(WARM_UP_STEPS):
+            started = clock()
+            stage.step([row])
+            if model.device.type == "cuda":  # it works on after the call has returned
+                torch.cuda.synchronize()
+            taken.append(clock() - started)
+            if stage.keeps_states:
+                cast("Stage", stage).forget(session)
+        meter.observe(Work.of([row]), min(taken))
 
 
 class Serving:
@@ -278,17 +283,17 @@ class Serving:
             drafter, taken = await self._thread.run(make_drafter, checkpoint, layers, config)
             config = replace(config, memory_bytes=config.memory_bytes - taken)
             stage = await self._thread.run(load_stage, checkpoint, layers, config)
-            step_seconds = await self._thread.run(warm_up, stage, self._clock)
+            meter = SpeedMeter(len(layers), speed)
+            await self._thread.run(warm_up, stage, meter, self._clock)
             samplers = await self._thread.run(make_samplers, checkpoint, layers)
         except BaseException:
             self._forget(model, "failed")
             raise
-        worker = self._worker(checkpoint, layers, compute, stage, samplers)
+        worker = self._worker(checkpoint, layers, compute, stage, samplers, meter)
         if drafter is not None:
             worker.guess_with(drafter)
         self._pipeline.serve(worker)
-        measured = Speed(layer_s=step_seconds / len(layers))
-        self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))
+        self._put(Served(checkpoint, layers, compute, "serving", meter.speed, pinned, worker))
 
     async def front(self, checkpoint: Checkpoint, engine: Engine, slots: int) -> None:
         """Put the whole model into service, computed by `engine`, which was probed; `slots` 0 is as
@@ -349,6 +354,7 @@ class Serving:
         compute: Compute,
         stage: Stage | GgufStage,
         samplers: Samplers,
+        meter: SpeedMeter,
     ) -> StageWorker:
         pool = UnsharedPool if isinstance(checkpoint, GgufCheckpoint) else PrefixPool
         sessions = StageSessions(
@@ -369,7 +375,10 @@ class Serving:
             links=self._links,
             emit=self._emit,
             clock=self._clock,
-            batch=BatcherConfig(max_tokens=step_tokens(stage), any_cut=stage.model.exact),
+            batcher=Batcher(
+                BatcherConfig(max_tokens=step_tokens(stage), any_cut=stage.model.exact),
+                meter,
+            ),
         )
 
     def _sessions_config(self, stage: Stage) -> StageSessionsConfig:
@@ -383,7 +392,8 @@ class Serving:
         )
 
     def _offer(self, served: Served) -> StageOffer:
-        sessions = served.worker.sessions if served.worker is not None else None
+        worker = served.worker
+        sessions = worker.sessions if worker is not None else None
         return StageOffer(
             model=served.checkpoint.model_id,
             model_name=served.checkpoint.name,
@@ -391,7 +401,7 @@ class Serving:
             layers=served.layers,
             compute=served.compute,
             state=served.state,
-            speed=served.speed,
+            speed=worker.speed if isinstance(worker, StageWorker) else served.speed,
             sessions=len(sessions) - sessions.waiting if sessions is not None else 0,
             queue=sessions.waiting if sessions is not None else 0,
             free_tokens=sessions.pool.free_tokens if sessions is not None else 0,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..engine.batcher import Batcher, BatcherConfig
+from ..engine.batcher import Batcher
 from ..engine.pace import SpeedMeter
 from ..engine.rows import Row
 from ..errors import LinkClosed, LocalError, Overloaded
@@ -67,15 +67,12 @@ class StageWorker:
         links: Links,
         emit: Emit,
         clock: Callable[[], float],
-        batch: BatcherConfig | None = None,
-        expected: Speed | None = None,
+        batcher: Batcher | None = None,
     ) -> None:
-        """`expected` is corrected by what steps take."""
         self.key, self.sessions = key, sessions
         self._stage, self._thread, self._links = stage, thread, links
         self._emit, self._clock = emit, clock
-        self._meter = SpeedMeter(len(key.layers), expected or Speed())
-        self._batcher = Batcher(batch, self._meter)
+        self._batcher = batcher or Batcher(meter=SpeedMeter(len(key.layers)))
         self._drafter: Drafter | None = None
         self._forgotten: list[SessionId] = []  # by us, not yet by the drafter
         self._ended: list[SessionId] = []  # here, not yet in the engine
@@ -92,7 +89,7 @@ class StageWorker:
     @property
     def speed(self) -> Speed:
         """As far as the steps so far tell."""
-        return self._meter.speed
+        return self._batcher.speed
 
     def guess_with(self, drafter: Drafter) -> None:
         """For the sessions of a first stage, from now on."""
