@@ -14,6 +14,18 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     """I am alive and have nothing else to say."""
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """How far away are you?"""
+
+    stamp: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]  # means nothing to whom it is sent
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """At once, with the stamp of the ping."""
+
+    stamp: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
 class Welcome(msgspec.Struct, frozen=True, tag=True):
     """From the node that was dialled: this link may be used."""
 
@@ -28,7 +40,11 @@ class Goodbye(msgspec.Struct, frozen=True, tag=True):
     reason: Annotated[str, msgspec.Meta(max_length=200)]
 
 
-Control = Beat | Welcome | Confirm | Goodbye
+class Enough(msgspec.Struct, frozen=True, tag=True):
+    """This link carried nothing, and I have no more use for it. I am not leaving."""
+
+
+Control = Beat | Ping | Pong | Welcome | Confirm | Goodbye | Enough
 
 _decoder = msgspec.msgpack.Decoder(Control)
 

@@ -23,9 +23,11 @@ from .frames import CONTROL, Frame
 from .heartbeat import HeartbeatConfig, check
 from .peer import Peer, PeerConfig
 from .race import first_success
+from .rtt import Probes
 
 Handler = Callable[[NodeId, Frame], None]
 LostHandler = Callable[[NodeId, str], None]
+RttHandler = Callable[[NodeId, float], None]
 
 _MAX_CULPRITS = 4096
 
@@ -65,6 +67,8 @@ class Links:
         self._config = config or LinksConfig()
         self._handlers: dict[int, Handler] = {}
         self._lost_handlers: list[LostHandler] = []
+        self._rtt_handlers: list[RttHandler] = []
+        self._probes = Probes()
         self._peers: dict[NodeId, Peer] = {}
         self._bans: Bans[NodeId] = Bans(self._config.bans)
         self._timer: asyncio.TimerHandle | None = None
@@ -94,6 +98,14 @@ class Links:
         """`handler(node, reason)`: frames sent to that node may not have arrived."""
         self._lost_handlers.append(handler)
 
+    def on_rtt(self, handler: RttHandler) -> None:
+        """`handler(node, seconds)`: there and back to that node, smoothed, measured once more."""
+        self._rtt_handlers.append(handler)
+
+    def rtt(self, node: NodeId) -> float | None:
+        """Seconds there and back, of nodes that we have or had a link with; 0 to ourselves."""
+        return 0.0 if node == self.node else self._probes.rtt(node)
+
     def peers(self) -> list[NodeId]:
         """Nodes with a link that can be used, sorted."""
         return sorted(node for node, peer in self._peers.items() if peer.live is not None)
@@ -116,6 +128,7 @@ class Links:
         """
         peer = self._peers.get(node)
         if peer is not None and (link := peer.live) is not None:
+            peer.used = True
             link.send(frame)
         elif node == self.node:
             self._loop.call_soon(self._deliver_to_ourselves, frame)
@@ -142,6 +155,11 @@ class Links:
         """End the link with a goodbye; for a node that is no longer admitted."""
         if (peer := self._peers.get(node)) is not None:
             peer.drop(reason)
+
+    def part(self, node: NodeId) -> None:
+        """End the link if it has carried nothing: neither side counts that as a loss."""
+        if (peer := self._peers.get(node)) is not None:
+            peer.part()
 
     async def aclose(self) -> None:
         """Say goodbye to everybody and stop listening."""
@@ -183,11 +201,22 @@ class Links:
     def link_up(self, node: NodeId) -> None:
         if self._timer is None:
             self._plan_beat(self._config.heartbeat.beat_after_s)
+        self._probes.fresh(node)
         self._emit(LinkUp(node))
 
     def link_lost(self, node: NodeId, reason: str) -> None:
-        self._emit(LinkLost(node, reason))
+        self.link_parted(node, reason)
         self.undelivered(node, reason)
+
+    def link_parted(self, node: NodeId, reason: str) -> None:
+        self._probes.ended(node)
+        self._emit(LinkLost(node, reason))
+
+    def ponged(self, node: NodeId, stamp: int) -> None:
+        seconds = self._probes.answered(node, stamp, self._loop.time())
+        if seconds is not None:
+            for handler in self._rtt_handlers:
+                handler(node, seconds)
 
     def undelivered(self, node: NodeId, reason: str) -> None:
         for handler in self._lost_handlers:
@@ -255,7 +284,13 @@ class Links:
             peer.beat()
         for peer in found.dead:
             peer.give_up("it fell silent")
+        self._measure(list(pulses), now)
         self._bound_unfinished()
+
+    def _measure(self, peers: list[Peer], now: float) -> None:
+        for peer in peers:
+            if peer.live is not None and (stamp := self._probes.ask(peer.node, now)) is not None:
+                peer.ping(stamp)
 
     def _bound_unfinished(self) -> None:
         """Many peers, each within its limits, must not fill our memory with halves of frames."""

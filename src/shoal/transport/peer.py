@@ -13,7 +13,18 @@ from typing import Protocol, assert_never
 from ..errors import BadFrame, BadMessage, LinkClosed, Overloaded, PeerError, ShoalError
 from ..units import NodeId
 from .base import Link
-from .control import Beat, Confirm, Control, Goodbye, Welcome, control_frame, decode_control
+from .control import (
+    Beat,
+    Confirm,
+    Control,
+    Enough,
+    Goodbye,
+    Ping,
+    Pong,
+    Welcome,
+    control_frame,
+    decode_control,
+)
 from .door import TokenBucket
 from .frames import CONTROL, Frame
 from .peering import (
@@ -30,6 +41,7 @@ from .peering import (
 )
 
 _BEAT = control_frame(Beat())
+_NO_USE = "the link carried nothing"
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -49,6 +61,8 @@ class Owner(Protocol):
     def blame(self, node: NodeId | None, fault: PeerError) -> None: ...
     def link_up(self, node: NodeId) -> None: ...
     def link_lost(self, node: NodeId, reason: str) -> None: ...
+    def link_parted(self, node: NodeId, reason: str) -> None: ...
+    def ponged(self, node: NodeId, stamp: int) -> None: ...
     def undelivered(self, node: NodeId, reason: str) -> None: ...
     def forget(self, node: NodeId) -> None: ...
 
@@ -58,6 +72,8 @@ class Peer:
 
     def __init__(self, node: NodeId, owner: Owner, *, ours_wins: bool, config: PeerConfig) -> None:
         self.node = node
+        self.used = False  # the live link has carried frames other than ours and theirs about it
+        self._parting = False  # it ends, and nobody loses anything by it
         self._owner, self._config = owner, config
         self._loop = asyncio.get_running_loop()
         self._peering: Peering[Link] = Peering(ours_wins=ours_wins)
@@ -107,6 +123,19 @@ class Peer:
         """Say something on a silent link."""
         if self.live is not None and not self.live.queued_bytes:
             self._say(self.live, _BEAT)
+
+    def ping(self, stamp: int) -> None:
+        """Ask how far away it is, unless the answer would tell how long our queue is."""
+        if self.live is not None and not self.live.queued_bytes:
+            self._say(self.live, control_frame(Ping(stamp)))
+
+    def part(self) -> None:
+        """End the link, if it has carried nothing."""
+        if (link := self.live) is not None and not self.used:
+            self._say(link, control_frame(Enough()))
+            link.close()
+            self._parting = True
+            self._ended(link, LinkClosed(_NO_USE))
 
     def give_up(self, reason: str) -> None:
         """It is dead: end the link at once."""
@@ -213,7 +242,9 @@ class Peer:
             case Up(link):
                 self._up(link)
             case Down():
-                self._owner.link_lost(self.node, self._why)
+                quietly, self._parting = self._parting, False
+                tell = self._owner.link_parted if quietly else self._owner.link_lost
+                tell(self.node, self._why)
             case GiveUp():
                 self._unreachable()
             case _:
@@ -221,7 +252,9 @@ class Peer:
 
     def _up(self, link: Link) -> None:
         self._held_bytes, self._throttled = 0, False
-        for frame in self._take_backlog():
+        backlog = self._take_backlog()
+        self.used = bool(backlog)
+        for frame in backlog:
             link.send(frame)
         self._settle(None)
         self._owner.link_up(self.node)
@@ -259,6 +292,7 @@ class Peer:
             return
         if link is not self.live:
             raise BadFrame("a frame before the link was agreed on")
+        self.used = True
         if self._bucket is not None:
             self._throttle(self._bucket, len(frame.header) + len(frame.body))
         self._owner.deliver(self.node, frame)
@@ -267,6 +301,10 @@ class Peer:
         match message:
             case Beat():
                 pass
+            case Ping(stamp):
+                self._say(link, control_frame(Pong(stamp)))
+            case Pong(stamp):
+                self._owner.ponged(self.node, stamp)
             case Welcome() if link is self._dialled:
                 self._welcomed(link)
             case Confirm() if link in self._peering.offered:
@@ -276,6 +314,10 @@ class Peer:
                 link.close()
                 printable = "".join(filter(str.isprintable, reason))  # it may reach a terminal
                 self._ended(link, LinkClosed(printable))
+            case Enough() if link is self.live:
+                link.close()
+                self._parting = not self.used  # what we have sent may not have arrived
+                self._ended(link, LinkClosed(_NO_USE))
             case _:
                 raise BadMessage(f"{type(message).__name__} out of place")
 
