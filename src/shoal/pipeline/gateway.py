@@ -35,17 +35,13 @@ Planner = Callable[
 LOOKS = 8  # for a route that may be whole again
 
 
-def new_session_id() -> SessionId:
-    return SessionId(secrets.token_hex(8))
-
-
 class Stream:
     """The tokens of one generation, as they come. Iterate it once; `aclose` cancels and frees
     everything everywhere.
     """
 
     def __init__(self, gateway: Gateway, generation: Generation) -> None:
-        self.id = new_session_id()  # stays the same over all routes that are tried
+        self.id = gateway.new_id()  # stays the same over all routes that are tried
         self.generation = generation
         self._gateway = gateway
         self._arrived: asyncio.Queue[Sampled | Finish] = asyncio.Queue()  # bounded by max_tokens
@@ -101,13 +97,15 @@ class Gateway:
         clock: Callable[[], float],
         config: GenerationConfig | None = None,
         wall_clock: Callable[[], float] = time.time,
+        draw: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.clock = clock
+        self._draw = draw
         self._links, self._planner, self._emit = links, planner, emit
         self._config = config or GenerationConfig()
         self._wall_clock = wall_clock
         self._newest = 0  # when the newest request was born
-        self._secret = secrets.token_bytes(16)
+        self._secret = draw(16)
         self._streams: dict[SessionId, Stream] = {}  # by the id of the live session
         self._all: dict[SessionId, Stream] = {}  # by the stream's own id
         self.idle = asyncio.Event()  # no stream is open
@@ -116,10 +114,13 @@ class Gateway:
     def __len__(self) -> int:
         return len(self._all)
 
+    def new_id(self) -> SessionId:
+        return SessionId(self._draw(8).hex())
+
     def generate(self, request: Request) -> Stream:
         """Start at once; errors of the start are raised by the first iteration."""
         generation = Generation(
-            request, new_session_id, self._config, born=self._next_birth(), secret=self._secret
+            request, self.new_id, self._config, born=self._next_birth(), secret=self._secret
         )
         stream = Stream(self, generation)
         self._all[stream.id] = stream

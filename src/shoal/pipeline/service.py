@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -45,11 +47,15 @@ class Pipeline:
         emit: Emit,
         clock: Callable[[], float],
         config: GenerationConfig | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        draw: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._links = links
         self._tasks = asyncio.TaskGroup()
         self._workers: dict[StageKey, tuple[Worker, asyncio.Task[None]]] = {}
-        self.gateway = Gateway(links, planner, emit=emit, clock=clock, config=config)
+        self.gateway = Gateway(
+            links, planner, emit=emit, clock=clock, config=config, wall_clock=wall_clock, draw=draw
+        )
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
