@@ -22,6 +22,7 @@ FLOAT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 GROUP, GROUP_BYTES = 32, 17  # int4: 32 codes of half a byte and one for their common multiplier
 SCALE_BYTES = 4  # for each row of a rounded matrix, and each head of a token in the cache
 CONVOLUTION = "conv"  # layers that keep a running state begin with a short one
+EXPERTS = ".experts."  # in the names of what a token is only sent to in part
 CODE_BYTES = 2  # of the exact class's cache
 
 
@@ -86,6 +87,7 @@ class Counts:
     embedding: Counted
     head: Counted
     state_layers: int = 0  # that keep a running state instead of keys and values
+    experts: Counted = Counted()  # of all layers, which they are part of
 
     @property
     def parameters(self) -> int:
@@ -97,6 +99,7 @@ def count(
 ) -> Counts:
     """`layer_of` says in which layer a tensor is, None for the ends of the model."""
     parts: dict[int | str, list[Plain]] = {}
+    experts = [tensor for name, tensor in tensors.items() if EXPERTS in name]
     for name, tensor in tensors.items():
         end = "embedding" if "embed_tokens" in name else "head"
         layer = layer_of(name)
@@ -106,6 +109,7 @@ def count(
         Counted.of(parts.get("embedding", ())),
         Counted.of(parts.get("head", ())),
         _state_layers(tensors, layer_of),
+        Counted.of(experts),
     )
 
 
@@ -132,6 +136,8 @@ class ModelSizes:
     tied: bool
     kv_per_token: int  # of one layer that keeps keys and values
     kv_layers: int
+    experts: int = 0  # of one layer, on average
+    routed: float = 0.0  # the share of them that one token is sent to
 
     @property
     def whole(self) -> int:
@@ -160,7 +166,17 @@ def model_sizes(checkpoint: Checkpoint, quant: Quant, dtype: str | None = None) 
         checkpoint.tied and quant == "none",
         kv_bytes_per_token(checkpoint.config, item, exact=quant in EXACT),
         len(counts.layers) - counts.state_layers,
+        counts.experts.bytes_as(quant, item) // len(counts.layers),
+        routed_share(checkpoint.config),
     )
+
+
+def routed_share(config: Mapping[str, Any]) -> float:
+    """Of a layer's experts, those that one token is sent to; 0.0 where there are none."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((config[name] for name in names if config.get(name)), 0)
+    chosen = config.get("num_experts_per_tok") or config.get("experts_per_token") or 0
+    return min(1.0, chosen / experts) if experts else 0.0
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], item: int, *, exact: bool) -> int:

@@ -61,7 +61,15 @@ def shape_of(checkpoint: Checkpoint, config: ServingConfig) -> ModelShape:
             checkpoint.layer_bytes, checkpoint.slice_bytes, checkpoint.kv_bytes_per_token
         )
     sizes = model_sizes(checkpoint, config.quant, config.dtype)
-    return ModelShape(sizes.layers, sizes.embedding, sizes.head, sizes.tied, sizes.kv_per_token)
+    return ModelShape(
+        sizes.layers,
+        sizes.embedding,
+        sizes.head,
+        sizes.tied,
+        sizes.kv_per_token,
+        sizes.experts,
+        sizes.routed,
+    )
 
 
 def fits_into(

@@ -20,7 +20,8 @@ class ModelShape:
     """Bytes of a model's parts as they will lie in memory.
 
     When `tied`, embedding and head share a matrix: `head_bytes` includes it, and a stage with both
-    ends holds it once.
+    ends holds it once. Of the experts of a mixture, which are among the bytes of its layers, each token
+    is sent to the share `routed`.
     """
 
     layer_bytes: tuple[int, ...]
@@ -28,6 +29,8 @@ class ModelShape:
     head_bytes: int
     tied: bool = False
     kv_bytes_per_token_per_layer: int = 0
+    experts_bytes: int = 0  # of one layer
+    routed: float = 0.0
 
     @classmethod
     def measured(
