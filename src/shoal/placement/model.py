@@ -20,8 +20,8 @@ class ModelShape:
     """Bytes of a model's parts as they will lie in memory.
 
     When `tied`, embedding and head share a matrix: `head_bytes` includes it, and a stage with both
-    ends holds it once. Of the experts of a mixture, which are among the bytes of its layers, each token
-    is sent to the share `routed`.
+    ends holds it once. A layer's bytes include its experts', of which each token is sent to the
+    share `routed`.
     """
 
     layer_bytes: tuple[int, ...]
