@@ -15,6 +15,7 @@ from shoal.engine.request import Sampling
 from shoal.engine.thread import EngineThread
 from shoal.errors import InvalidRequest, NoRoute, StageLost
 from shoal.events import Event, PrefixMatched, SessionPreempted
+from shoal.hardware import Speed
 from shoal.identity import Identity
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
@@ -107,7 +108,7 @@ async def add_member(
     )
     mesh.contacts[identity.node] = Contact(identity.node, identity.transport_key, links.addresses)
     if layers:
-        await serving.serve(checkpoint, layers, 0.001, pinned=True)
+        await serving.serve(checkpoint, layers, Speed(layer_s=0.001), pinned=True)
     member = Member(identity, links, pipeline, serving, events)
     mesh.members.append(member)
     return member

@@ -7,7 +7,7 @@ differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ..transport import FrameLimits, Links
 from ..units import ModelId, NodeId, Quant, SessionId, Slice, readable_bytes
 from .fronted import FrontedWorker
 from .fronted_sessions import FrontedSessions, Slots
+from .opening import MakeSampler
 from .service import Pipeline
 from .stage import StageSessions, StageSessionsConfig
 from .worker import StageKey, StageWorker
@@ -222,6 +223,39 @@ def warm_up(stage: Stage | GgufStage, meter: SpeedMeter, clock: Callable[[], flo
         meter.observe(Work.of([row]), min(taken))
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A slice in memory, and all that putting it into service takes."""
+
+    stage: Stage | GgufStage
+    samplers: MakeSampler
+    meter: SpeedMeter
+    drafter: Drafter | None = None
+
+
+async def load(
+    thread: EngineThread,
+    checkpoint: Checkpoint,
+    layers: Slice,
+    config: ServingConfig,
+    expected: Speed,
+    clock: Callable[[], float],
+) -> Loaded:
+    """On the engine thread; `expected` is how fast the slice should be."""
+    drafter, taken = await thread.run(make_drafter, checkpoint, layers, config)
+    config = replace(config, memory_bytes=config.memory_bytes - taken)
+    stage = await thread.run(load_stage, checkpoint, layers, config)
+    meter = SpeedMeter(len(layers), expected)
+    await thread.run(warm_up, stage, meter, clock)
+    return Loaded(stage, await thread.run(make_samplers, checkpoint, layers), meter, drafter)
+
+
+Load = Callable[
+    ["EngineThread", Checkpoint, Slice, ServingConfig, Speed, Callable[[], float]],
+    Awaitable[Loaded],
+]
+
+
 class Serving:
     """What this node computes, and what it tells the mesh about it."""
 
@@ -237,6 +271,7 @@ class Serving:
         clock: Callable[[], float],
         changed: Callable[[], None],
     ) -> None:
+        self._load: Load = load
         self._me, self._pipeline, self._links, self._thread = me, pipeline, links, thread
         self._config, self._emit, self._clock, self._changed = config, emit, clock, changed
         self._served: dict[str, Served] = {}  # by model id: one slice of a model a node
@@ -244,6 +279,10 @@ class Serving:
     @property
     def slices(self) -> list[Served]:
         return list(self._served.values())
+
+    def load_with(self, load: Load) -> None:
+        """Get slices from there from now on; the simulator's are not read from checkpoints."""
+        self._load = load
 
     def compute_on(self, device: str, memory_bytes: int) -> None:
         """Where slices are loaded from now on, and what they may take there."""
@@ -280,20 +319,16 @@ class Serving:
         compute = compute_class(checkpoint, config)
         self._put(Served(checkpoint, layers, compute, "joining", speed, pinned))
         try:
-            drafter, taken = await self._thread.run(make_drafter, checkpoint, layers, config)
-            config = replace(config, memory_bytes=config.memory_bytes - taken)
-            stage = await self._thread.run(load_stage, checkpoint, layers, config)
-            meter = SpeedMeter(len(layers), speed)
-            await self._thread.run(warm_up, stage, meter, self._clock)
-            samplers = await self._thread.run(make_samplers, checkpoint, layers)
+            loaded = await self._load(self._thread, checkpoint, layers, config, speed, self._clock)
         except BaseException:
             self._forget(model, "failed")
             raise
-        worker = self._worker(checkpoint, layers, compute, stage, samplers, meter)
-        if drafter is not None:
-            worker.guess_with(drafter)
+        worker = self._worker(checkpoint, layers, compute, loaded)
+        if loaded.drafter is not None:
+            worker.guess_with(loaded.drafter)
         self._pipeline.serve(worker)
-        self._put(Served(checkpoint, layers, compute, "serving", meter.speed, pinned, worker))
+        measured = loaded.meter.speed
+        self._put(Served(checkpoint, layers, compute, "serving", measured, pinned, worker))
 
     async def front(self, checkpoint: Checkpoint, engine: Engine, slots: int) -> None:
         """Put the whole model into service, computed by `engine`, which was probed; `slots` 0 is as
@@ -352,10 +387,9 @@ class Serving:
         checkpoint: Checkpoint,
         layers: Slice,
         compute: Compute,
-        stage: Stage | GgufStage,
-        samplers: Samplers,
-        meter: SpeedMeter,
+        loaded: Loaded,
     ) -> StageWorker:
+        stage = loaded.stage
         pool = UnsharedPool if isinstance(checkpoint, GgufCheckpoint) else PrefixPool
         sessions = StageSessions(
             me=self._me,
@@ -364,7 +398,7 @@ class Serving:
             vocab_size=checkpoint.vocab_size,
             context_length=checkpoint.context_length,
             pool=pool(stage.config.pages, stage.config.page_size),
-            make_sampler=samplers,
+            make_sampler=loaded.samplers,
             config=self._sessions_config(cast("Stage", stage)),
         )
         return StageWorker(
@@ -377,7 +411,7 @@ class Serving:
             clock=self._clock,
             batcher=Batcher(
                 BatcherConfig(max_tokens=step_tokens(stage), any_cut=stage.model.exact),
-                meter,
+                loaded.meter,
             ),
         )
 
