@@ -17,6 +17,7 @@ from .model import ModelShape
 GUESSED_BYTES_PER_S = 1e10  # memory of a node that has not measured it
 GUESSED_OPS_PER_S = 1e11
 STEP_S = 0.5e-3  # building a batch, and what the pipeline does about it
+ATTENDS = 0.25  # of what memory gives: keys and values are scattered in pages, and computed with
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,13 @@ class _Class:
     multiplies: float
 
 
-_INT8 = _Class("int8_ops", 1.0, 0.8, 0.3)
+_INT8 = _Class("int8_ops", 1.0, 0.8, 0.8)
 _CLASSES = {
     "int8": _INT8,
-    "int4": _Class("int8_ops", 17 / 32, 0.6, 0.3),
+    "int4": _Class("int8_ops", 17 / 32, 0.6, 0.8),
     "w8": _Class("bf16_flops", 1.0, 0.6, 0.5),
     "w4": _Class("bf16_flops", 20 / 32, 0.5, 0.5),
-    "bf16": _Class("bf16_flops", 2.0, 0.7, 0.5),
+    "bf16": _Class("bf16_flops", 2.0, 0.7, 0.8),
     "f16": _Class("f32_flops", 2.0, 0.5, 0.3),
     "f32": _Class("f32_flops", 4.0, 0.8, 0.6),
     "gguf": _Class("int8_ops", 0.6, 0.6, 0.1),
@@ -47,7 +48,8 @@ def predict(
 ) -> Speed:
     """What these layers, or any one, will take on such a node, in this compute class."""
     how = _CLASSES.get(compute, _INT8)
-    reads = how.reads * (capability.memory_bytes_per_s or GUESSED_BYTES_PER_S)
+    memory = capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
+    reads = how.reads * memory
     ops = how.multiplies * (getattr(capability, how.rate) or GUESSED_OPS_PER_S)
     layers = range(shape.layers) if part is None else part
     layer_bytes = sum(shape.layer_bytes[layer] for layer in layers) / len(layers)
@@ -58,7 +60,7 @@ def predict(
         step_s=STEP_S + ends * shape.head_bytes / reads,
         layer_s=(layer_bytes - experts) / reads,
         token_s=2 * active / how.bytes_per_weight / ops,
-        context_s=shape.kv_bytes_per_token_per_layer / reads,
+        context_s=shape.kv_bytes_per_token_per_layer / (ATTENDS * memory),
         sample_s=ends * 2 * shape.head_bytes / _CLASSES["int8"].bytes_per_weight / ops,
         experts_s=experts / reads,
         routed=routed if experts else 0.0,
