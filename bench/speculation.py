@@ -25,7 +25,7 @@ from shoal.identity import Identity
 from shoal.models.checkpoint import BUILTIN, Checkpoint, open_checkpoint
 from shoal.models.text import Tokenizer
 from shoal.pipeline import Pipeline, Plan, Request, Serving, ServingConfig, Stop
-from shoal.pipeline.serving import compute_class
+from shoal.pipeline.loading import compute_class
 from shoal.transport import Contact, Links, MemoryConfig, MemoryNetwork
 from shoal.units import NodeId, Quant, Slice
 

@@ -10,7 +10,7 @@ from shoal.errors import NoCapacity, UnsupportedModel
 from shoal.models import slice as slices
 from shoal.models.checkpoint import BUILTIN, open_checkpoint
 from shoal.pipeline import ServingConfig
-from shoal.pipeline.serving import load_stage
+from shoal.pipeline.loading import load_stage
 
 TINY = open_checkpoint(BUILTIN)
 CONFIG = ServingConfig(memory_bytes=1 << 28, kv_tokens=64, device="cuda:0")

@@ -13,7 +13,7 @@ from shoal.events import DraftsVerified
 from shoal.models.checkpoint import Checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
 from shoal.pipeline import Request
-from shoal.pipeline.serving import ServingConfig, make_drafter
+from shoal.pipeline.loading import ServingConfig, make_drafter
 from shoal.units import SessionId
 from tests.models.families import DENSE
 

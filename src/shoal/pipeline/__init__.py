@@ -11,8 +11,9 @@ and `stage.py` are the stage's side of a session, `admission.py` says who gets p
 from .fronted import FrontedWorker, next_wait
 from .gateway import Gateway, Planner, Stream
 from .generation import ANY_TOKEN, GenerationConfig, Plan, Request, Stop
+from .loading import ServingConfig, import_engine
 from .service import Pipeline
-from .serving import Served, Serving, ServingConfig, import_engine
+from .serving import Served, Serving
 from .worker import StageKey, StageWorker
 
 __all__ = [
