@@ -33,6 +33,10 @@ class MemoryConfig:
     link: LinkConfig = LinkConfig()
 
 
+def address_of(node: NodeId) -> str:
+    return f"{_SCHEME}{node}"
+
+
 class MemoryNetwork:
     """All nodes of one process. The same seed gives the same delays and losses."""
 
@@ -114,7 +118,7 @@ class MemoryCarrier:
     async def listen(self, on_link: OnLink, admit: Admit, on_fault: OnFault) -> tuple[str, ...]:
         self._callbacks = on_link, admit
         self._network.register(self)
-        return (f"{_SCHEME}{self.identity.node}",)
+        return (address_of(self.identity.node),)
 
     async def dial(self, contact: Contact) -> Link:
         found = [self._network.find(address) for address in contact.addresses]
