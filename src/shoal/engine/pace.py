@@ -18,7 +18,7 @@ from .rows import Row
 
 NEWEST = 0.2  # weight of the newest step in its bucket, and in what follows the last steps
 BURST = 4.0  # a step that took so many times its bucket's mean was disturbed: it counts as this
-TRUST = 0.5  # in what was expected, against one bucket
+TRUST = 0.05  # in what was expected, against one bucket
 SWEEPS = 40  # of the fit; it converges in about ten
 FADES = 256  # steps after which a bucket that none of them belonged to counts half
 REFIT = 16  # steps between two fits, fewer at first: a fit takes 1 ms
