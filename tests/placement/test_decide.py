@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.placement import Capacities, Member, ModelShape, coverable, covered, decide
+from shoal.placement import Capacities, Member, ModelShape, coverable, covered
+from shoal.placement.decide import choose_layers as decide
 from shoal.units import NodeId, Slice
 
 from .pools import AMBER, BIRCH, CEDAR, even, member, mixed_pools, picky_pools, roomy

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..bus import Announcement
+from ..bus import Announcement, StageOffer
 from ..config import parse_memory
 from ..errors import BadConfig
 from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.sizes import FLOAT_BYTES, model_sizes
 from ..pipeline import ServingConfig
-from ..placement import Member, ModelShape, capacities, decide
-from ..units import NodeId, Quant, QuantChoice, Slice
+from ..pipeline.serving import compute_class
+from ..placement import Capacities, Member, ModelShape, Pool, Wanted, capacities, decide
+from ..placement.cost import predict
+from ..units import ModelId, NodeId, Quant, QuantChoice, Slice
 
 KV_TOKENS = (
     4096  # room for so many tokens is kept before weights are counted, unless told otherwise
 )
-
+MAX_DEMAND = 200.0  # tokens/s that one gateway may ask for: it may lie
+WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 
 # The fastest that keeps the built-in model's held-out loss within 0.5 %: bench/quality.py.
 AUTO: Quant = "int8"
@@ -90,36 +94,112 @@ def fits_into(
     return shape.slice_bytes(wanted) + kv_bytes <= offered
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that we could serve, and the compute class in which we would."""
+
+    model: ModelId
+    shape: ModelShape
+    compute: str
+    kv_tokens: int = KV_TOKENS
+
+    @property
+    def whole(self) -> bool:
+        return self.compute in WHOLE
+
+
+def candidate(checkpoint: Checkpoint, config: ServingConfig) -> Candidate:
+    return Candidate(
+        checkpoint.model_id,
+        shape_of(checkpoint, config),
+        compute_class(checkpoint, config),
+        config.kv_tokens or KV_TOKENS,
+    )
+
+
+def pool_of(
+    me: Announcement, others: Sequence[Announcement], candidates: Sequence[Candidate]
+) -> Pool:
+    """The mesh as placement sees it: for each of our candidates the nodes that hold it in the same
+    compute class, and those that hold nothing and could. That the latter would keep their weights
+    as we do is an assumption.
+
+    Our own stage counts as if it were not draining: it is ours to decide whether it goes on.
+    """
+    return Pool(
+        tuple(
+            Wanted(
+                one.model, one.shape, _demand(one.model, (me, *others)), one.kv_tokens, one.whole
+            )
+            for one in candidates
+        ),
+        {
+            one.model: [
+                member
+                for each in (me, *others)
+                if (member := _member(one, each, me.node)) is not None
+            ]
+            for one in candidates
+        },
+    )
+
+
 def choose(
     checkpoint: Checkpoint,
     me: Announcement,
     others: Sequence[Announcement],
     config: ServingConfig,
 ) -> Slice | None:
-    """Our slice by the view of everybody; None when not one layer fits.
-
-    A node takes part when it serves the model already, or is free and could. That others keep their
-    weights in the same type as we do is an assumption: what they load is theirs to decide.
-    """
-    shape = shape_of(checkpoint, config)
-    kv_tokens = config.kv_tokens or KV_TOKENS
-    members = [
-        member
-        for each in (me, *others)
-        if (member := _member(checkpoint, shape, kv_tokens, each)) is not None
-    ]
-    return decide(shape, NodeId(me.node), members)
+    """Our slice by the view of everybody; None when not one layer fits."""
+    return decide(me.node, pool_of(me, others, [candidate(checkpoint, config)])).layers
 
 
-def _member(
-    checkpoint: Checkpoint, shape: ModelShape, kv_tokens: int, node: Announcement
-) -> Member | None:
-    room = capacities(shape, node.offered_bytes, kv_tokens)
+def _demand(model: ModelId, announcements: Sequence[Announcement]) -> float:
+    """Tokens/s in the whole mesh; of each gateway a bounded share, since it may lie."""
+    asked = (
+        min(demand.tokens_per_s, MAX_DEMAND)
+        for each in announcements
+        for demand in each.demand
+        if demand.model == model
+    )
+    return sum(sorted(asked))
+
+
+def _member(one: Candidate, node: Announcement, me: NodeId) -> Member | None:
+    room = capacities(one.shape, node.offered_bytes, one.kv_tokens)
     for offer in node.stages:
-        if offer.model == checkpoint.model_id and offer.total_layers == checkpoint.layers:
-            if offer.compute == "served":  # a route of its own, which no slice can join
-                return None
-            leaving = offer.state == "draining"
-            return None if leaving else Member(node.node, room, offer.layers, offer.pinned)
-    able = checkpoint.model_id in node.can_serve and not node.stages
-    return Member(node.node, room) if able else None
+        if offer.model == one.model and offer.total_layers == one.shape.layers:
+            return _holder(one, node, offer, room, me)
+    busy = next((offer for offer in node.stages if offer.state != "draining"), None)
+    able = node.node == me or one.model in node.can_serve
+    if not (able and node.offered_bytes) or (busy and (busy.pinned or busy.compute == "served")):
+        return None
+    if node.stages and busy is None and node.node != me:  # about to leave, or to move
+        return None
+    return Member(
+        node.node,
+        room,
+        speed=predict(node.capability, one.shape, one.compute),
+        memory_bytes=node.offered_bytes,
+        place=node.place,
+        elsewhere=busy.model if busy else None,
+    )
+
+
+def _holder(
+    one: Candidate, node: Announcement, offer: StageOffer, room: Capacities, me: NodeId
+) -> Member | None:
+    """Slices work together only in one class: a stage in another is no help."""
+    draining = offer.state == "draining" and node.node != me
+    if draining or offer.compute != one.compute:
+        return None
+    return Member(
+        node.node,
+        room,
+        offer.layers,
+        offer.pinned,
+        "serving" if offer.state == "draining" else offer.state,
+        offer.speed,
+        node.offered_bytes,
+        node.place,
+    )

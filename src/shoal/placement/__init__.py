@@ -12,17 +12,20 @@ from .capacity import Capacities, capacities, capacity
 from .choose import choose_slice
 from .coverage import coverable, coverage, covered, missing, weakest
 from .decide import decide
-from .model import Held, Member, ModelShape
+from .model import Decision, Held, Member, ModelShape, Pool, Wanted
 from .plan import plan
 from .routes import Route, cheapest_route
 from .split import split
 
 __all__ = [
     "Capacities",
+    "Decision",
     "Held",
     "Member",
     "ModelShape",
+    "Pool",
     "Route",
+    "Wanted",
     "capacities",
     "capacity",
     "cheapest_route",

@@ -7,11 +7,21 @@ from collections.abc import Sequence
 from ..units import NodeId, Slice
 from .choose import choose_slice
 from .coverage import covered
-from .model import Member, ModelShape
+from .model import Decision, Member, ModelShape, Pool
 from .plan import plan
 
 
-def decide(shape: ModelShape, me: NodeId, members: Sequence[Member]) -> Slice | None:
+def decide(me: NodeId, pool: Pool) -> Decision:
+    """What `me` should hold now. Pure: nodes with the same view decide as one."""
+    for wanted in pool.wanted:
+        members = pool.members[wanted.model]
+        if any(member.node == me for member in members):
+            layers = choose_layers(wanted.shape, me, members)
+            return Decision(wanted.model, layers)
+    return Decision(None, None, reason="there is no model that fits here")
+
+
+def choose_layers(shape: ModelShape, me: NodeId, members: Sequence[Member]) -> Slice | None:
     """What `me`, one of `members`, should hold now; None when nothing fits.
 
     Evaluate it again whenever the view changes and load what comes out. Nodes with the same view

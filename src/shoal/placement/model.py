@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
+from ..bus.coordinates import Coordinates
 from ..hardware import Speed
-from ..units import NodeId, Slice
+from ..units import ModelId, NodeId, Slice
 from .capacity import Capacities
 
 State = Literal["joining", "serving", "draining"]
@@ -82,16 +83,54 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A node that can hold layers of the model. Leave out nodes that are draining.
+class Wanted:
+    """A model that somebody asks for or serves, in the compute class at hand."""
 
-    `layers` is what it serves or is loading, None when it is free. A pinned node never moves.
+    model: ModelId
+    shape: ModelShape
+    demand: float = 0.0  # tokens/s that are asked for in the whole mesh
+    kv_tokens: int = 4096  # room that each node keeps beside its weights
+    whole: bool = False  # its engines run all layers of a slice or none: slices must meet
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node that holds layers of a model, or could. Leave out nodes that are draining.
+
+    `layers` is what it serves or is loading, None when it holds nothing of this model: it is free,
+    or serves the model `elsewhere`. A pinned node never moves.
     """
 
     node: NodeId
     capacities: Capacities
     layers: Slice | None = None
     pinned: bool = False
+    state: State = "serving"
+    speed: Speed = Speed(layer_s=0.001)  # of the stage, or predicted
+    memory_bytes: int = 0  # for weights and KV together; 0 = unknown
+    place: Coordinates = Coordinates()
+    elsewhere: ModelId | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The mesh as one node sees it: of each model those who hold it or could."""
+
+    wanted: tuple[Wanted, ...]
+    members: Mapping[ModelId, Sequence[Member]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a node should hold; None = nothing fits, or nothing is needed of it.
+
+    It is to be acted upon once it has come out the same for `wait_s` seconds.
+    """
+
+    model: ModelId | None
+    layers: Slice | None
+    wait_s: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
