@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from shoal.errors import NoCapacity
 from shoal.node.placing import Following, Holding, Move, Placer, PlacerConfig, Rest
+from shoal.placement import Decision
 from shoal.sim.loop import run
 from shoal.units import ModelId, Slice
 
@@ -20,15 +20,7 @@ CONFIG = PlacerConfig()
 LOW, HIGH = Slice(0, 4), Slice(4, 8)
 
 
-@dataclass(frozen=True)
-class Said:
-    model: ModelId | None
-    layers: Slice | None
-    wait_s: float = 0.0
-    reason: str = "because"
-
-
-NOTHING = Said(None, None)
+NOTHING = Decision(None, None)
 
 
 class Desk:
@@ -78,7 +70,7 @@ class Mesh:
         self.desk = desk or Desk()
         self._decide_s = decide_s
 
-    def placer(self, config: PlacerConfig = CONFIG) -> Placer[Said, Said]:
+    def placer(self, config: PlacerConfig = CONFIG) -> Placer[Decision]:
         loop = asyncio.get_running_loop()
         self.desk.clock = loop.time
         return Placer(
@@ -91,15 +83,15 @@ class Mesh:
             config=config,
         )
 
-    def _decide(self, pool: Said) -> Said:
+    def _decide(self, pool: Decision) -> Decision:
         self.asked += 1
         return pool
 
-    async def _apart(self, decide: Callable[[], Said]) -> Said:
+    async def _apart(self, decide: Callable[[], Decision]) -> Decision:
         await asyncio.sleep(self._decide_s)
         return decide()
 
-    def say(self, placer: Placer[Said, Said], says: Said) -> None:
+    def say(self, placer: Placer[Decision], says: Decision) -> None:
         self.says = says
         placer.changed()
 
@@ -111,38 +103,38 @@ def in_virtual_time(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
 # ---- the pure part
 
 
-def test_an_advice_without_a_wait_is_followed_at_once() -> None:
-    assert Following(CONFIG).advised(Said(MODEL, LOW), None, 0.0) == Move(Holding(MODEL, LOW))
+def test_a_decision_without_a_wait_is_followed_at_once() -> None:
+    assert Following(CONFIG).decided(Decision(MODEL, LOW), None, 0.0) == Move(Holding(MODEL, LOW))
 
 
-def test_an_advice_is_followed_once_it_has_stood_as_long_as_it_asked_for() -> None:
-    following, said = Following(CONFIG), Said(MODEL, LOW, wait_s=2.0)
-    assert following.advised(said, None, 10.0) == Rest(2.0)
-    assert following.advised(said, None, 11.5) == Rest(0.5)
-    assert following.advised(said, None, 12.0) == Move(Holding(MODEL, LOW))
+def test_a_decision_is_followed_once_it_has_stood_as_long_as_it_asked_for() -> None:
+    following, said = Following(CONFIG), Decision(MODEL, LOW, wait_s=2.0)
+    assert following.decided(said, None, 10.0) == Rest(2.0)
+    assert following.decided(said, None, 11.5) == Rest(0.5)
+    assert following.decided(said, None, 12.0) == Move(Holding(MODEL, LOW))
 
 
-def test_another_advice_begins_to_wait_anew() -> None:
+def test_another_decision_begins_to_wait_anew() -> None:
     following = Following(CONFIG)
-    following.advised(Said(MODEL, LOW, wait_s=2.0), None, 10.0)
-    assert following.advised(Said(MODEL, HIGH, wait_s=2.0), None, 11.0) == Rest(2.0)
-    assert following.advised(Said(MODEL, LOW, wait_s=2.0), None, 12.5) == Rest(2.0)
+    following.decided(Decision(MODEL, LOW, wait_s=2.0), None, 10.0)
+    assert following.decided(Decision(MODEL, HIGH, wait_s=2.0), None, 11.0) == Rest(2.0)
+    assert following.decided(Decision(MODEL, LOW, wait_s=2.0), None, 12.5) == Rest(2.0)
 
 
-def test_an_advice_that_grew_urgent_waits_no_longer() -> None:
+def test_a_decision_that_grew_urgent_waits_no_longer() -> None:
     following = Following(CONFIG)
-    following.advised(Said(MODEL, LOW, wait_s=5.0), None, 10.0)
-    assert following.advised(Said(MODEL, LOW), None, 10.1) == Move(Holding(MODEL, LOW))
+    following.decided(Decision(MODEL, LOW, wait_s=5.0), None, 10.0)
+    assert following.decided(Decision(MODEL, LOW), None, 10.1) == Move(Holding(MODEL, LOW))
 
 
 def test_what_could_not_be_loaded_is_tried_again_later_and_ever_later() -> None:
-    following, said, target = Following(CONFIG), Said(MODEL, LOW), Holding(MODEL, LOW)
+    following, said, target = Following(CONFIG), Decision(MODEL, LOW), Holding(MODEL, LOW)
     waits = []
     now = 0.0
     for _ in range(9):
         following.failed(target, now)
         wait_s = 0.0
-        while following.advised(said, None, now + wait_s) != Move(target):
+        while following.decided(said, None, now + wait_s) != Move(target):
             wait_s += 30.0
         waits.append(wait_s)
         now += wait_s
@@ -150,7 +142,7 @@ def test_what_could_not_be_loaded_is_tried_again_later_and_ever_later() -> None:
     assert waits[-1] == CONFIG.max_retry_s
     following.served(target)
     following.failed(target, now)
-    assert following.advised(said, None, now + 60.0) == Move(target)
+    assert following.decided(said, None, now + 60.0) == Move(target)
 
 
 # ---- the shell
@@ -159,7 +151,7 @@ def test_what_could_not_be_loaded_is_tried_again_later_and_ever_later() -> None:
 def test_a_new_node_serves_what_is_wanted_of_it() -> None:
     async def story() -> None:
         mesh = Mesh()
-        mesh.says = Said(MODEL, LOW, wait_s=1.0)
+        mesh.says = Decision(MODEL, LOW, wait_s=1.0)
         assert await mesh.placer().start()
         assert mesh.desk.log == [(1.0, "serve m1 0:4")]
         assert mesh.asked == 3  # before the wait, after it, and whether all is well now
@@ -178,7 +170,7 @@ def test_a_new_node_of_which_nothing_is_wanted_is_free() -> None:
 def test_what_the_first_load_raises_reaches_whoever_started_the_node() -> None:
     async def story() -> None:
         mesh = Mesh()
-        mesh.says, mesh.desk.unloadable = Said(MODEL, LOW), {LOW}
+        mesh.says, mesh.desk.unloadable = Decision(MODEL, LOW), {LOW}
         with pytest.raises(NoCapacity):
             await mesh.placer().start()
 
@@ -190,9 +182,9 @@ def test_whoever_waits_for_its_turn_and_sees_another_fill_the_hole_stays() -> No
         mesh = Mesh(desk=Desk(Holding(MODEL, LOW)))
         placer = mesh.placer()
         following = asyncio.ensure_future(placer.run())
-        mesh.say(placer, Said(MODEL, HIGH, wait_s=5.0))
+        mesh.say(placer, Decision(MODEL, HIGH, wait_s=5.0))
         await asyncio.sleep(3)
-        mesh.say(placer, Said(MODEL, LOW))
+        mesh.say(placer, Decision(MODEL, LOW))
         await asyncio.sleep(100)
         following.cancel()
         assert mesh.desk.log == []
@@ -206,7 +198,7 @@ def test_a_node_that_moves_drains_then_waits_for_its_sessions_then_loads() -> No
         mesh.desk.vacate_s = 4.0
         placer = mesh.placer()
         following = asyncio.ensure_future(placer.run())
-        mesh.say(placer, Said(OTHER, HIGH))
+        mesh.say(placer, Decision(OTHER, HIGH))
         await asyncio.sleep(20)
         following.cancel()
         assert mesh.desk.did() == ["drain", "vacated", "serve m2 4:8"]
@@ -224,11 +216,11 @@ def test_who_said_that_it_goes_and_is_needed_after_all_stays() -> None:
 
         def drain_while_the_other_goes_too() -> None:
             drain()
-            mesh.say(placer, Said(MODEL, LOW))
+            mesh.say(placer, Decision(MODEL, LOW))
 
         mesh.desk.drain = drain_while_the_other_goes_too  # type: ignore[method-assign]
         following = asyncio.ensure_future(placer.run())
-        mesh.say(placer, Said(MODEL, HIGH))
+        mesh.say(placer, Decision(MODEL, HIGH))
         await asyncio.sleep(20)
         following.cancel()
         assert mesh.desk.did() == ["drain", "resume"]
@@ -243,7 +235,7 @@ def test_a_node_that_is_stopped_while_it_drains_does_not_drain_for_ever() -> Non
         mesh.desk.vacate_s = 1000.0
         placer = mesh.placer()
         following = asyncio.ensure_future(placer.run())
-        mesh.say(placer, Said(MODEL, HIGH))
+        mesh.say(placer, Decision(MODEL, HIGH))
         await asyncio.sleep(5)
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
@@ -258,9 +250,9 @@ def test_what_changes_while_a_slice_is_loaded_is_not_missed() -> None:
         mesh.desk.load_s = 10.0
         placer = mesh.placer()
         following = asyncio.ensure_future(placer.run())
-        mesh.say(placer, Said(MODEL, LOW))
+        mesh.say(placer, Decision(MODEL, LOW))
         await asyncio.sleep(5)
-        mesh.say(placer, Said(MODEL, HIGH))
+        mesh.say(placer, Decision(MODEL, HIGH))
         await asyncio.sleep(25)
         following.cancel()
         assert mesh.desk.did() == ["serve m1 0:4", "drain", "vacated", "serve m1 4:8"]
@@ -274,7 +266,7 @@ def test_a_slice_that_cannot_be_loaded_is_left_alone_for_a_while() -> None:
         mesh.desk.unloadable = {LOW}
         placer = mesh.placer()
         following = asyncio.ensure_future(placer.run())
-        mesh.say(placer, Said(MODEL, LOW))
+        mesh.say(placer, Decision(MODEL, LOW))
         for _ in range(50):
             await asyncio.sleep(1)
             placer.changed()

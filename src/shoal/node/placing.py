@@ -15,23 +15,10 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import ShoalError
+from ..placement import Decision
 from ..units import ModelId, Slice
 
-Pool = TypeVar("Pool")
-Advised = TypeVar("Advised", bound="Advice")
-
-
-class Advice(Protocol):
-    """What placement decides: `placement.Decision` is one."""
-
-    @property
-    def model(self) -> ModelId | None: ...
-    @property
-    def layers(self) -> Slice | None: ...
-    @property
-    def wait_s(self) -> float: ...
-    @property
-    def reason(self) -> str: ...
+View = TypeVar("View")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +68,16 @@ class Move:
 
 @dataclass
 class Following:
-    """What to do about one advice after the other: no clock, no task."""
+    """What to do about one decision after the other: no clock, no task."""
 
     config: PlacerConfig
     wanted: Holding | None = None  # for which we wait our turn
     _due: float = 0.0
     _failures: dict[Holding, tuple[int, float]] = field(default_factory=dict)  # times, next try
 
-    def advised(self, advice: Advice, held: Holding | None, now: float) -> Rest | Move:
-        """An advice counts once it has stood for as long as it asked us to wait."""
-        target = _target(advice)
+    def decided(self, decision: Decision, held: Holding | None, now: float) -> Rest | Move:
+        """One counts once it has come out the same for as long as it asked us to wait."""
+        target = _target(decision)
         if target is None or target == held:
             self.wanted = None
             return Rest(self.config.look_s)
@@ -98,7 +85,7 @@ class Following:
         if now < retry_at:
             self.wanted = None
             return Rest(min(self.config.look_s, retry_at - now))
-        due = now + advice.wait_s
+        due = now + decision.wait_s
         self._due = min(self._due, due) if target == self.wanted else due
         self.wanted = target
         return Move(target) if now >= self._due else Rest(self._due - now)
@@ -115,24 +102,24 @@ class Following:
         self.wanted = None
 
 
-def _target(advice: Advice) -> Holding | None:
-    if advice.model is None or advice.layers is None:
+def _target(decision: Decision) -> Holding | None:
+    if decision.model is None or decision.layers is None:
         return None
-    return Holding(advice.model, advice.layers)
+    return Holding(decision.model, decision.layers)
 
 
-class Placer(Generic[Pool, Advised]):
+class Placer(Generic[View]):
     """`view` gives what `decide` needs, by what is known now; our own stage is in it as if it were
     not draining. `decide` is pure and may take long: `run_apart` calls it, in a thread for example.
     """
 
     def __init__(
         self,
-        view: Callable[[], Pool],
-        decide: Callable[[Pool], Advised],
+        view: Callable[[], View],
+        decide: Callable[[View], Decision],
         stages: Stages,
         *,
-        run_apart: Callable[[Callable[[], Advised]], Awaitable[Advised]],
+        run_apart: Callable[[Callable[[], Decision]], Awaitable[Decision]],
         clock: Callable[[], float],
         chance: random.Random,
         config: PlacerConfig | None = None,
@@ -142,8 +129,8 @@ class Placer(Generic[Pool, Advised]):
         self.config = config or PlacerConfig()
         self._following = Following(self.config)
         self._changed = asyncio.Event()
-        self._took_s = 0.0  # the last decision
-        self.advice: Advised | None = None  # the newest
+        self._took_s = 0.0  # to make the last decision
+        self.decision: Decision | None = None  # the newest
 
     def changed(self) -> None:
         """The view is another one, or what we could serve."""
@@ -178,11 +165,11 @@ class Placer(Generic[Pool, Advised]):
     async def _look(self) -> Rest | Move:
         """Ask placement by the view of now: what changes from here on is looked at again."""
         self._changed.clear()
-        started, pool = self._clock(), self._view()
-        self.advice = await self._run_apart(lambda: self._decide(pool))
+        started, view = self._clock(), self._view()
+        self.decision = await self._run_apart(lambda: self._decide(view))
         now = self._clock()
         self._took_s = now - started
-        return self._following.advised(self.advice, self._stages.held(), now)
+        return self._following.decided(self.decision, self._stages.held(), now)
 
     async def _pause(self, wait_s: float) -> None:
         """Until the view has changed and settled, or for `wait_s`."""

@@ -23,11 +23,12 @@ from ..events import Emit
 from ..hardware import Capability, Speed
 from ..identity import Identity, Mesh
 from ..models.catalogue import Catalogue
+from ..node.choosing import Candidate, pool_of
 from ..node.placing import Holding, Placer, PlacerConfig
 from ..node.router import Router
 from ..pipeline import Pipeline, Planner, Serving, ServingConfig
 from ..pipeline.loading import Loaded
-from ..placement import Member, capacities, decide
+from ..placement import Pool, decide
 from ..transport import Contact, Links, MemoryNetwork
 from ..transport.memory import address_of
 from ..units import ModelId, NodeId, Slice
@@ -79,15 +80,7 @@ class Surroundings:
     membership: MembershipConfig = field(default_factory=MembershipConfig)
     placer: PlacerConfig = field(default_factory=PlacerConfig)
     make_planner: Callable[[SimNode], Planner] | None = None  # None = the router's own
-    make_placer: Callable[[SimNode], Placer[Any, Any] | None] | None = None
-
-
-@dataclass(frozen=True)
-class Advice:
-    model: ModelId | None
-    layers: Slice | None
-    wait_s: float = 0.0
-    reason: str = ""
+    make_placer: Callable[[SimNode], Placer[Any] | None] | None = None
 
 
 class SimNode:
@@ -267,10 +260,10 @@ class SimNode:
         await self.placer.start()
         await self.placer.run()
 
-    def usual_placer(self) -> Placer[Any, Any]:
+    def usual_placer(self) -> Placer[Pool]:
         return Placer(
             self._view,
-            self._decide,
+            lambda pool: decide(self.id, pool),
             self,
             run_apart=call_here,
             clock=self.clock,
@@ -278,15 +271,12 @@ class SimNode:
             config=self.around.placer,
         )
 
-    def _view(self) -> list[Announcement]:
-        return [self._describe(0), *self.membership.view.announcements()]
-
-    def _decide(self, known: list[Announcement]) -> Advice:
-        for model in self.machine.models:
-            layers = decide(model.shape, self.id, _members(model, known))
-            if layers is not None:
-                return Advice(model.model_id, layers)
-        return Advice(None, None)
+    def _view(self) -> Pool:
+        return pool_of(
+            self._describe(0),
+            self.membership.view.announcements(),
+            [Candidate(each.model_id, each.shape, each.dtype) for each in self.machine.models],
+        )
 
     # what the placer asks of us
 
@@ -357,15 +347,3 @@ class SimCatalogue:
 async def call_here(function: Callable[[], T]) -> T:
     """In place of a thread."""
     return function()
-
-
-def _members(model: SimModel, known: list[Announcement]) -> list[Member]:
-    members = []
-    for node in known:
-        room = capacities(model.shape, node.offered_bytes, 4096)
-        offers = [offer for offer in node.stages if offer.model == model.model_id]
-        if offers and offers[0].state != "draining":
-            members.append(Member(node.node, room, offers[0].layers, offers[0].pinned))
-        elif not node.stages and model.model_id in node.can_serve:
-            members.append(Member(node.node, room))
-    return members

@@ -70,7 +70,7 @@ class World:
         membership: MembershipConfig | None = None,
         placer: PlacerConfig | None = None,
         make_planner: Callable[[SimNode], Planner] | None = None,
-        make_placer: Callable[[SimNode], Placer[Any, Any] | None] | None = None,
+        make_placer: Callable[[SimNode], Placer[Any] | None] | None = None,
     ) -> None:
         self.seed = seed
         self.chance = random.Random(seed)
