@@ -34,6 +34,14 @@ class RelayChanged(msgspec.Struct, frozen=True, tag=True):
     connected: bool
 
 
+class ClockSkewed(msgspec.Struct, frozen=True, tag=True):
+    """This machine's clock is so many seconds behind (below 0: ahead of) those of the other nodes;
+    what we say on the bus is dated by theirs. 0: it is right again.
+    """
+
+    offset_s: float
+
+
 class LinkUp(msgspec.Struct, frozen=True, tag=True):
     node: NodeId
 
@@ -143,6 +151,7 @@ Event = (
     NodeSeen
     | NodeGone
     | RelayChanged
+    | ClockSkewed
     | LinkUp
     | LinkLost
     | PeerFault

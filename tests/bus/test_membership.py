@@ -26,7 +26,9 @@ class Place:
         self.relay, self.stack = MemoryRelay(), stack
         self.events: list[Event] = []
 
-    async def member(self, identity: Identity, refresh_s: float = 60.0) -> Membership:
+    async def member(
+        self, identity: Identity, refresh_s: float = 60.0, lifetime_s: float = 60.0
+    ) -> Membership:
         bus = MemoryBus(identity, CLUB, [self.relay])
         membership = Membership(
             bus,
@@ -36,7 +38,9 @@ class Place:
             clock=time.monotonic,
             wall_clock=time.time,
             chance=random.Random(1),
-            config=MembershipConfig(refresh_s=refresh_s, lifetime_s=0.5, debounce_s=0.0),
+            config=MembershipConfig(
+                refresh_s=refresh_s, lifetime_s=lifetime_s, debounce_s=0.0, refute_s=0.0
+            ),
         )
         await self.stack.enter_async_context(bus)
         task = asyncio.create_task(membership.run())
@@ -90,22 +94,44 @@ async def test_an_announcement_that_we_do_not_take_is_no_news(
 
 async def test_a_member_that_falls_silent_is_forgotten(place: Place) -> None:
     amber = await place.member(AMBER, refresh_s=0.1)
-    await place.member(BIRCH, refresh_s=60.0)
+    await place.member(BIRCH, refresh_s=60.0, lifetime_s=0.3)
     await until(lambda: amber.view.get(BIRCH.node) is not None)
     await until(lambda: amber.view.get(BIRCH.node) is None)
     assert NodeGone(BIRCH.node, "its announcement ran out") in place.events
 
 
-async def test_a_suspect_stays_away_until_it_announces_itself_anew(place: Place) -> None:
+async def test_a_suspect_stays_away_until_it_announces_itself_anew(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.bus.doubts.REFUTE_S", 0.05)
     amber, birch = await place.member(AMBER), await place.member(BIRCH)
     await until(lambda: amber.view.get(BIRCH.node) is not None)
     old = amber.view.get(BIRCH.node)
     assert old is not None
+    place.relay.cut(BIRCH.node)
     amber.suspect(BIRCH.node)
+    assert amber.doubtful() == {BIRCH.node}
+    assert amber.view.get(BIRCH.node) is not None
+    await until(lambda: amber.view.get(BIRCH.node) is None)
+    assert amber.doubtful() == frozenset()
+    assert NodeGone(BIRCH.node, "cannot be reached") in place.events
     amber._on_announcement(old)  # a relay repeats what it has stored
     assert amber.view.get(BIRCH.node) is None
+    place.relay.heal()
     birch.changed()
     await until(lambda: amber.view.get(BIRCH.node) is not None)
+
+
+async def test_a_node_that_hears_that_it_is_lost_says_at_once_that_it_lives(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.bus.doubts.REFUTE_S", 0.5)
+    amber, birch = await place.member(AMBER), await place.member(BIRCH)
+    await until(lambda: bool(amber.view.get(BIRCH.node) and birch.view.get(AMBER.node)))
+    amber.suspect(BIRCH.node)
+    await until(lambda: not amber.doubtful())
+    assert amber.view.get(BIRCH.node) is not None
+    assert not any(isinstance(event, NodeGone) for event in place.events)
 
 
 async def test_listeners_hear_of_new_stages_but_not_of_mere_refreshes(place: Place) -> None:

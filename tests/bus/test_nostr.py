@@ -160,7 +160,7 @@ async def test_one_author_cannot_talk_all_the_time() -> None:
             text, now = announcement(CORAL).encode().decode(), int(time.time())
             stamps = [{"created_at": now - 50 + i, "expires_at": now + 99} for i in range(50)]
             chatter = [
-                events.announcement_event(keys_of(CORAL), CLUB.topic, text, **s) for s in stamps
+                events.announcement_event(keys_of(CORAL), (CLUB.topic,), text, **s) for s in stamps
             ]
             await send_event(relay.url, *chatter)
             await ear.until(lambda: len(ear.announced) + birch.dropped.total() == 50)
@@ -216,7 +216,7 @@ async def test_a_refusal_by_the_relay_shows_in_the_status() -> None:
     async with EmbeddedRelay() as relay, NostrBus(AMBER, CLUB, [relay.url]) as amber:
         await amber.announce(announcement(AMBER))
         stale = events.announcement_event(
-            keys_of(AMBER), CLUB.topic, "old", created_at=1000, expires_at=1 << 40
+            keys_of(AMBER), (CLUB.topic,), "old", created_at=1000, expires_at=1 << 40
         )
         await amber._relays.send(stale)
         await Ear().until(lambda: amber.status()[0].error != "")
@@ -284,7 +284,7 @@ async def test_a_relay_with_a_folder_remembers_over_a_restart(tmp_path: Path) ->
         text, now = announcement(AMBER).encode().decode(), int(time.time())
         stamps = {"created_at": now, "expires_at": now + 99}
         await send_event(
-            relay.url, events.announcement_event(keys_of(AMBER), CLUB.topic, text, **stamps)
+            relay.url, events.announcement_event(keys_of(AMBER), (CLUB.topic,), text, **stamps)
         )
     async with EmbeddedRelay(database=folder) as relay:
         birch = NostrBus(BIRCH, CLUB, [relay.url], config=QUICK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -46,7 +45,6 @@ class World(Protocol):
 class MemoryWorld:
     def __init__(self) -> None:
         self._relays: dict[str, MemoryRelay] = {}
-        self._serials = itertools.count(-1, -1)
 
     async def relay(self) -> str:
         url = f"memory://{len(self._relays)}"
@@ -73,7 +71,7 @@ class MemoryWorld:
             content,
             lambda: True,
         )
-        self._relays[url].post(Posted("announcement", note, None, next(self._serials)))
+        self._relays[url].post(Posted("announcement", note))
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -102,7 +100,7 @@ class NostrWorld:
     async def inject(self, url: str, who: Identity, content: str, **stamps: int) -> None:
         keys = Keys.parse(who.nostr_secret().hex())
         stamps.setdefault("expires_at", stamps["created_at"] + 10_000)
-        await send_event(url, events.announcement_event(keys, CLUB.topic, content, **stamps))
+        await send_event(url, events.announcement_event(keys, (CLUB.topic,), content, **stamps))
 
     async def close(self) -> None:
         for relay in self._relays.values():

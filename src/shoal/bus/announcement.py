@@ -20,6 +20,7 @@ MAX_STAGES = 32
 MAX_ADDRESSES = 16
 MAX_HINTS = 16  # of lost nodes, and of wanted models
 MAX_LAYERS = 4096
+MAX_LIFETIME_S = 3600.0
 MAX_NAME_CHARS = 64
 MAX_TEXT_CHARS = 200
 
@@ -98,6 +99,7 @@ class Announcement(msgspec.Struct, frozen=True):
     place: Coordinates = Coordinates()
     demand: tuple[Demand, ...] = ()
     lost: tuple[Loss, ...] = ()
+    lifetime_s: float = 120.0  # after it this is not true any more, unless said again
     signature: bytes = b""  # Ed25519 of the transport key over all the rest
 
     def __post_init__(self) -> None:
@@ -109,6 +111,8 @@ class Announcement(msgspec.Struct, frozen=True):
             raise ValueError("too many stages")
         if max(len(self.demand), len(self.lost)) > MAX_HINTS:
             raise ValueError("too many hints")
+        if not 0 < self.lifetime_s <= MAX_LIFETIME_S:
+            raise ValueError(f"a lifetime of {self.lifetime_s} s")
         if len(self.addresses) > MAX_ADDRESSES:
             raise ValueError("too many addresses")
         for address in self.addresses:

@@ -12,6 +12,7 @@ from .announcement import Announcement
 
 MAX_PAYLOAD_BYTES = 16 << 10  # of a sealed message; relays take events up to 64 KiB
 MAX_RELAYS = 16
+MAX_KEPT = 500  # of the notes that a relay keeps we ask for so many, the newest: most give no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Listener:
     on_announcement: Callable[[Announcement], None] = nobody
     on_gone: Callable[[NodeId], None] = nobody
     on_sealed: Callable[[NodeId, bytes], None] = nobody  # sender, payload
+    on_clock: Callable[[float], None] = nobody  # seconds that our clock is behind the others'
 
 
 class Bus(Protocol):
@@ -54,8 +56,12 @@ class Bus(Protocol):
         on_announcement: Callable[[Announcement], None] = nobody,
         on_gone: Callable[[NodeId], None] = nobody,
         on_sealed: Callable[[NodeId, bytes], None] = nobody,
+        on_clock: Callable[[float], None] = nobody,
     ) -> None:
         """Set the callbacks; call before entering."""
+
+    def now(self) -> float:
+        """Unix seconds, corrected when what others say shows that our clock is wrong."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -64,7 +70,12 @@ class Bus(Protocol):
     async def announce(self, announcement: Announcement) -> None:
         """Replace our announcement everywhere; relays that return or are added get it too.
 
-        It runs out after its lifetime: the caller announces again before that.
+        It runs out after its `lifetime_s`: the caller announces again before that.
+        """
+
+    async def listen_to(self, depth: int) -> None:
+        """Hear the announcements of our cell of that depth only (see `cells.py`); at first the
+        whole mesh, depth 0. What relays keep of that cell is told again, up to a few hundred.
         """
 
     async def withdraw(self) -> None:

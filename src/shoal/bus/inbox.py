@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from ..errors import PeerError
 from ..identity import Mesh
 from ..units import NodeId
+from .announcement import Announcement
 from .base import Listener
-from .letters import (
-    MAX_ANNOUNCEMENT_CHARS,
-    read_announcement,
-    read_letter,
-)
+from .letters import MAX_ANNOUNCEMENT_CHARS, believe_announcement, read_letter
 from .limits import Bounded, Buckets, TokenBucket
+from .stamps import Stamps
 
 MAX_AGE_S = 900
 MAX_AHEAD_S = 60
@@ -57,11 +55,20 @@ class _Dropped(Exception):
 
 
 class Inbox:
-    """Judges what arrives for `node` in `mesh`; `listener` hears what has passed."""
+    """Judges what arrives for `node` in `mesh`; `listener` hears what has passed. `believe` reads
+    an announcement and proves it, or raises PeerError.
+    """
 
-    def __init__(self, mesh: Mesh, node: NodeId, clock: Callable[[], float]) -> None:
-        self._mesh, self._node, self._clock = mesh, node, clock
+    def __init__(
+        self,
+        mesh: Mesh,
+        node: NodeId,
+        clock: Callable[[], float],
+        believe: Callable[[Mesh, str], Announcement] = believe_announcement,
+    ) -> None:
         self.listener = Listener()
+        self.stamps = Stamps(clock, lambda offset_s: self.listener.on_clock(offset_s))
+        self._mesh, self._node, self._clock, self._believe = mesh, node, self.stamps.now, believe
         self.dropped: Counter[str] = Counter()
         self._all = TokenBucket(per_s=400, burst=4000)
         self._authors: Buckets[NodeId] = Buckets(per_s=1, burst=30)
@@ -98,11 +105,10 @@ class Inbox:
             return None
         self._check(note, MAX_ANNOUNCEMENT_CHARS, on_topic=True)
         self._check_newer(note, self._newest.get(note.author, -1) + 1)
-        announcement = read_announcement(self._mesh, note.content)
+        announcement = self._believe(self._mesh, note.content)
         if announcement.node != note.author:
             raise _Dropped("card of another node")
         self._check_time(announcement.sent_at)
-        announcement.verify()
         self._newest[note.author] = note.created_at
         return lambda: self.listener.on_announcement(announcement)
 
@@ -126,18 +132,22 @@ class Inbox:
         return lambda: self.listener.on_sealed(unsealed.sender, payload)
 
     def _check(self, note: Note, max_chars: int, *, on_topic: bool) -> None:
+        """Times are looked at last: those of genuine notes tell whether our own clock is right."""
         now = self._clock()
         if len(note.content) > max_chars:
             raise _Dropped("too large")
-        self._check_time(note.created_at)
-        if note.expires_at is not None and note.expires_at <= now:
-            raise _Dropped("expired")
         if on_topic and self._mesh.topic not in note.topics:
             raise _Dropped("another topic")
         if not self._all.take(now):
             raise _Dropped("too many in all")
         if not note.is_genuine():
             raise _Dropped("forged")
+        if on_topic:
+            self.stamps.heard(note.author, note.created_at)
+        self._check_time(note.created_at)
+        now = self._clock()
+        if note.expires_at is not None and note.expires_at <= now:
+            raise _Dropped("expired")
         if on_topic and not self._authors.take(note.author, now):
             raise _Dropped("too many of one author")
 

@@ -44,6 +44,13 @@ def read_announcement(mesh: Mesh, text: str) -> Announcement:
     return Announcement.decode(mesh.open(sealed))
 
 
+def believe_announcement(mesh: Mesh, text: str) -> Announcement:
+    """Read it and prove who said it. Raises BadMessage or BadProof."""
+    announcement = read_announcement(mesh, text)
+    announcement.verify()
+    return announcement
+
+
 def letter_text(mesh: Mesh, payload: bytes, deadline: int) -> str:
     """Raises InvalidRequest when the payload is too large for the relays."""
     if len(payload) > MAX_PAYLOAD_BYTES:

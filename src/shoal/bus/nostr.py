@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..identity import Identity, Mesh
 from ..units import NodeId
 from .announcement import Announcement
 from .base import Listener, RelayStatus, nobody
+from .cells import tags
 from .inbox import Inbox
 from .letters import announcement_text, letter_text
 from .nostr_events import (
@@ -36,7 +38,6 @@ from .nostr_relays import NostrRelays, NostrRelaysConfig
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class NostrBusConfig(NostrRelaysConfig):
-    lifetime_s: int = 120  # of an announcement
     letter_s: int = 60  # how long a sealed message may be read
 
 
@@ -53,13 +54,14 @@ class NostrBus:
         emit: Emit = ignore,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._mesh, self._node, self._clock = mesh, identity.node, clock
+        self._mesh, self._node = mesh, identity.node
+        self._topics, self._depth = tags(mesh.topic, identity.node), 0
         self._keys = Keys.parse(identity.nostr_secret().hex())
         self._config = config or NostrBusConfig()
         self._wanted = tuple(relays)
         self._relays = NostrRelays(self._filters, self._hear, config=self._config, emit=emit)
         self._inbox = Inbox(mesh, identity.node, clock)
-        self._stamped = 0
+        self._stamps = self._inbox.stamps
 
     @property
     def dropped(self) -> Counter[str]:
@@ -77,8 +79,12 @@ class NostrBus:
         on_announcement: Callable[[Announcement], None] = nobody,
         on_gone: Callable[[NodeId], None] = nobody,
         on_sealed: Callable[[NodeId, bytes], None] = nobody,
+        on_clock: Callable[[float], None] = nobody,
     ) -> None:
-        self._inbox.listener = Listener(on_announcement, on_gone, on_sealed)
+        self._inbox.listener = Listener(on_announcement, on_gone, on_sealed, on_clock)
+
+    def now(self) -> float:
+        return self._stamps.now()
 
     async def __aenter__(self) -> Self:
         await self._relays.open(self._wanted)
@@ -90,21 +96,30 @@ class NostrBus:
     async def add_relay(self, url: str) -> None:
         await self._relays.add(url)
 
+    async def listen_to(self, depth: int) -> None:
+        self._depth = depth
+        await self._relays.ask_anew()
+
     async def announce(self, announcement: Announcement) -> None:
-        text, now = announcement_text(self._mesh, announcement), self._stamp()
-        until = now + self._config.lifetime_s
+        text, now = announcement_text(self._mesh, announcement), self._stamps.next()
         self._relays.kept = announcement_event(
-            self._keys, self._mesh.topic, text, created_at=now, expires_at=until
+            self._keys,
+            self._topics,
+            text,
+            created_at=now,
+            expires_at=now + math.ceil(announcement.lifetime_s),
+            era=self._stamps.era,
         )
         await self._relays.send(self._relays.kept)
 
     async def withdraw(self) -> None:
         self._relays.kept = None
-        goodbye = goodbye_event(self._keys, self._mesh.topic, created_at=self._stamp())
+        now, era = self._stamps.next(), self._stamps.era
+        goodbye = goodbye_event(self._keys, self._topics, created_at=now, era=era)
         await self._relays.send(goodbye, wait=True)  # we may be about to leave
 
     async def send_sealed(self, to: NodeId, payload: bytes) -> None:
-        now = int(self._clock())
+        now = int(self._stamps.now())
         until = now + self._config.letter_s
         text = letter_text(self._mesh, payload, until)
         wrap = wrap_event(self._keys, to, text, created_at=now, expires_at=until)
@@ -114,12 +129,7 @@ class NostrBus:
             )
 
     def _filters(self) -> list[Filter]:
-        return filters(self._mesh.topic, self._node, int(self._clock()))
-
-    def _stamp(self) -> int:
-        """Relays keep the lower id of two events of one second: never use a second twice."""
-        self._stamped = max(int(self._clock()), self._stamped + 1)
-        return self._stamped
+        return filters(self._mesh.topic, self._node, int(self._stamps.now()), self._depth)
 
     def _hear(self, event: Event) -> None:
         try:

@@ -1,12 +1,14 @@
 """The events that carry our notes over Nostr, made and opened. Needs no relay and no loop.
 
-38400 announcement: addressable, one a node, ``t`` = topic of the mesh, expires (NIP-40)
+38400 announcement: addressable, one a node, ``t`` = its cells of the mesh, expires (NIP-40)
 5     goodbye: a deletion (NIP-09) of the author's announcement
 21059 sealed message: an ephemeral gift wrap (NIP-59), opened by hand because the library
       opens the stored kind 1059 only
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from nostr_sdk import (  # type: ignore[import-untyped]
     Event,
@@ -24,41 +26,55 @@ from nostr_sdk import (  # type: ignore[import-untyped]
 
 from ..errors import BadProof
 from ..units import NodeId
+from .base import MAX_KEPT
+from .cells import cell_of, tag
 from .inbox import MAX_AGE_S, Note, Unsealed
+from .stamps import MAX_SKEW_S
 
 ANNOUNCEMENT = 38400
 GOODBYE = 5
 WRAP = 21059
 
 _SEAL = 13
+_MAX_ERAS = 8
 _LETTER = 8410
 _ADDRESS = "node"  # the d tag: a node has one announcement
 
 
-def filters(topic: str, node: NodeId, now: int) -> list[Filter]:
-    """What we ask relays for: notes of our mesh, and wraps addressed to us."""
-    notes = Filter().kinds([Kind(ANNOUNCEMENT), Kind(GOODBYE)]).hashtag(topic)
+def filters(topic: str, node: NodeId, now: int, depth: int = 0) -> list[Filter]:
+    """What we ask relays for: notes of our cell of the mesh, and wraps addressed to us. Our clock
+    may be wrong: what is too old is sorted out here, not there.
+    """
+    notes = Filter().kinds([Kind(ANNOUNCEMENT), Kind(GOODBYE)])
+    notes = notes.hashtag(tag(topic, cell_of(node), depth)).limit(MAX_KEPT)
     wraps = Filter().kind(Kind(WRAP)).pubkey(PublicKey.parse(node))
-    return [notes.since(Timestamp.from_secs(max(0, now - MAX_AGE_S))), wraps]
+    since = max(0, now - MAX_AGE_S - int(MAX_SKEW_S))
+    return [notes.since(Timestamp.from_secs(since)), wraps]
 
 
 def announcement_event(
-    keys: Keys, topic: str, text: str, *, created_at: int, expires_at: int
+    keys: Keys, topics: Sequence[str], text: str, *, created_at: int, expires_at: int, era: int = 0
 ) -> Event:
-    tags = [["d", _ADDRESS], ["t", topic], ["expiration", str(expires_at)]]
+    """`era`: how often our stamps may have gone back. A relay that holds a later one would not take
+    this in its place, so it gets another address.
+    """
+    tags = [["d", _address(era)], *(["t", topic] for topic in topics)]
+    tags.append(["expiration", str(expires_at)])
     return _event(keys, ANNOUNCEMENT, text, tags, created_at)
 
 
-def goodbye_event(keys: Keys, topic: str, *, created_at: int) -> Event:
-    address = _announcement_address(keys.public_key())
-    tags = [["a", address], ["k", str(ANNOUNCEMENT)], ["t", topic]]
+def goodbye_event(keys: Keys, topics: Sequence[str], *, created_at: int, era: int = 0) -> Event:
+    addresses = [_announcement_address(keys.public_key(), each) for each in range(era + 1)]
+    tags = [["a", address] for address in addresses[-_MAX_ERAS:]]
+    tags += [["k", str(ANNOUNCEMENT)], *(["t", topic] for topic in topics)]
     return _event(keys, GOODBYE, "", tags, created_at)
 
 
 def is_goodbye(event: Event) -> bool:
     """True when the author takes back its own announcement."""
     address = _announcement_address(event.author())
-    return any(tag.to_vec()[:2] == ["a", address] for tag in event.tags())
+    said = [tag.to_vec() for tag in event.tags()]
+    return any(tag[0] == "a" and len(tag) > 1 and tag[1].startswith(address) for tag in said)
 
 
 def wrap_event(keys: Keys, to: NodeId, text: str, *, created_at: int, expires_at: int) -> Event:
@@ -104,8 +120,12 @@ def note_of(event: Event) -> Note:
     )
 
 
-def _announcement_address(author: PublicKey) -> str:
-    return f"{ANNOUNCEMENT}:{author.to_hex()}:{_ADDRESS}"
+def _address(era: int) -> str:
+    return f"{_ADDRESS}{era}" if era else _ADDRESS
+
+
+def _announcement_address(author: PublicKey, era: int = 0) -> str:
+    return f"{ANNOUNCEMENT}:{author.to_hex()}:{_address(era)}"
 
 
 def _event(keys: Keys, kind: int, content: str, tags: list[list[str]], created_at: int) -> Event:

@@ -153,6 +153,11 @@ class NostrRelays:
             self._links[str(parsed)] = _Link(parsed, await self._client.relay(parsed))
             await self._client.connect_relay(parsed)
 
+    async def ask_anew(self) -> None:
+        """The filters have changed: every relay that is up is asked again."""
+        for link in [link for link in self._links.values() if link.connected]:
+            await self._ask(link)
+
     async def send(self, event: Event, *, wait: bool = False) -> int:
         """To how many relays it went. A frozen one holds us up only if we `wait` for answers."""
         up = [link.url for link in self._links.values() if link.connected]
@@ -195,11 +200,7 @@ class NostrRelays:
 
     async def _greet(self, link: _Link) -> None:
         """Ask a relay that came up for our notes, and tell it ours."""
-        try:
-            wanted = ReqTarget.single(link.url, self._filters())
-            await self._client.subscribe(wanted, id=_SUBSCRIPTION)
-        except NostrSdkError as error:
-            link.error = str(error)[:200]
+        if not await self._ask(link):
             return
         if self.kept is not None:
             await self._send_to([link.url], self.kept)
@@ -207,6 +208,16 @@ class NostrRelays:
             link.error = ""
             self._set_connected(link, connected=True)
             self._up.set()
+
+    async def _ask(self, link: _Link) -> bool:
+        """Subscribe; an earlier subscription is replaced."""
+        try:
+            wanted = ReqTarget.single(link.url, self._filters())
+            await self._client.subscribe(wanted, id=_SUBSCRIPTION)
+        except NostrSdkError as error:
+            link.error = str(error)[:200]
+            return False
+        return True
 
     def _set_connected(self, link: _Link, *, connected: bool) -> None:
         link.connected = connected

@@ -1,56 +1,132 @@
-"""Who is in the mesh, as far as we have heard: a value, not a service."""
+"""Who is in the mesh, as far as we have heard: state, not a service. No clock of its own."""
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left, insort
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..units import NodeId
-from .announcement import Announcement
+from .announcement import Announcement, StageOffer
+from .cells import MAX_DEPTH, cell_of, common_depth
 
 MAX_NODES = 4096
 
 Seen = tuple[Announcement, float]  # with the time of receipt by our own clock
 
 
-@dataclass(frozen=True, slots=True)
 class MeshView:
-    """Each method returns a new view; a node is alive by when WE heard it, never by its clock."""
+    """A node is alive by when WE heard it, never by its clock. Whatever is not said to cost more
+    takes the same time however many nodes there are.
 
-    nodes: Mapping[NodeId, Seen] = field(default_factory=lambda: MappingProxyType({}))
+    version   grows with every change that a decision could depend on: the key of a cache
+    layout    grows when nodes come or go, hold something else, may hold or are asked for something
+              else; not when only their load moves
+    """
 
-    def applied(self, announcement: Announcement, now: float) -> MeshView:
-        """With this announcement, unless we hold a newer one or the mesh is full."""
-        known = self.nodes.get(announcement.node)
-        if known is None and len(self.nodes) >= MAX_NODES:
-            return self
+    def __init__(self, me: NodeId | None = None) -> None:
+        self.version = 0
+        self.layout = 0
+        self._cell = cell_of(me) if me else 0
+        self._nodes: dict[NodeId, Seen] = {}  # in the order in which they were heard last
+        self._sorted: list[NodeId] = []
+        self._ends: list[tuple[float, NodeId]] = []  # a heap; nobody runs out before its entry
+        self._list: tuple[Announcement, ...] | None = ()
+        self._shared = [0] * (MAX_DEPTH + 1)  # nodes that share exactly so many cells with us
+
+    @property
+    def nodes(self) -> Mapping[NodeId, Seen]:
+        """In the order in which they were heard last."""
+        return MappingProxyType(self._nodes)
+
+    def apply(self, announcement: Announcement, now: float) -> bool:
+        """Take this announcement; False when we hold a newer one, or the mesh is full."""
+        node = announcement.node
+        known = self._nodes.get(node)
+        if known is None and len(self._nodes) >= MAX_NODES:
+            return False
         if known is not None and known[0].sequence > announcement.sequence:
-            return self
-        return _view({**self.nodes, announcement.node: (announcement, now)})
+            return False
+        if known is None:
+            insort(self._sorted, node)
+            self._count(node, 1)
+            heapq.heappush(self._ends, (_end((announcement, now)), node))
+        else:
+            del self._nodes[node]  # to go to the end
+        self._nodes[node] = announcement, now
+        self._note(known[0] if known else None, announcement)
+        return True
 
-    def without(self, node: NodeId) -> MeshView:
-        """After a goodbye."""
-        return _view({key: seen for key, seen in self.nodes.items() if key != node})
+    def remove(self, node: NodeId) -> bool:
+        """After a goodbye. False when it is unknown."""
+        if self._nodes.pop(node, None) is None:
+            return False
+        del self._sorted[bisect_left(self._sorted, node)]
+        self._count(node, -1)
+        self._note(None, None)
+        return True
 
-    def expired(self, now: float, lifetime_s: float) -> tuple[MeshView, list[NodeId]]:
-        """The view of those heard within `lifetime_s`, and who fell out of it, sorted."""
-        gone = sorted(node for node, (_, seen) in self.nodes.items() if now - seen > lifetime_s)
-        if not gone:
-            return self, []
-        return _view({k: seen for k, seen in self.nodes.items() if k not in set(gone)}), gone
+    def expire(self, now: float) -> list[NodeId]:
+        """Remove those whose announcement ran out; sorted. Takes time for those alone."""
+        gone = []
+        while self._ends and self._ends[0][0] < now:
+            _, node = heapq.heappop(self._ends)
+            seen = self._nodes.get(node)
+            if seen is None:
+                continue
+            if (end := _end(seen)) < now:
+                gone.append(node)
+                self.remove(node)
+            else:  # it was heard again since
+                heapq.heappush(self._ends, (end, node))
+        return sorted(gone)
 
-    def announcements(self) -> list[Announcement]:
-        """All of them, sorted by node id, so that every node reads the same list."""
-        return [self.nodes[node][0] for node in sorted(self.nodes)]
+    def announcements(self) -> tuple[Announcement, ...]:
+        """All of them, sorted by node id, so that every node reads the same list. The same tuple
+        until something changes; making a new one takes time for each node.
+        """
+        if self._list is None:
+            self._list = tuple(self._nodes[node][0] for node in self._sorted)
+        return self._list
 
     def get(self, node: NodeId) -> Announcement | None:
-        seen = self.nodes.get(node)
+        seen = self._nodes.get(node)
         return seen[0] if seen else None
 
+    def heard_at(self, depth: int) -> int:
+        """How many of them are in our cell of that depth."""
+        return sum(self._shared[depth:])
+
     def __len__(self) -> int:
-        return len(self.nodes)
+        return len(self._nodes)
+
+    def _count(self, node: NodeId, count: int) -> None:
+        self._shared[common_depth(self._cell, cell_of(node))] += count
+
+    def _note(self, old: Announcement | None, new: Announcement | None) -> None:
+        self._list = None
+        if old is None or new is None or _substance(old) != _substance(new):
+            self.version += 1
+            self.layout += old is None or new is None or _layout(old) != _layout(new)
 
 
-def _view(nodes: dict[NodeId, Seen]) -> MeshView:
-    return MeshView(MappingProxyType(nodes))
+def _end(seen: Seen) -> float:
+    return seen[1] + seen[0].lifetime_s
+
+
+def _substance(said: Announcement) -> tuple[object, ...]:
+    """All that matters to anybody."""
+    return (
+        *(said.stages, said.place, said.addresses, said.capability, said.card, said.gateway),
+        *(said.demand, said.can_serve, said.offered_bytes, said.name, said.software),
+    )
+
+
+def _layout(said: Announcement) -> tuple[object, ...]:
+    stages = tuple(map(_held, said.stages))
+    return stages, said.demand, said.can_serve, said.offered_bytes, said.gateway
+
+
+def _held(offer: StageOffer) -> tuple[object, ...]:
+    return offer.model, offer.total_layers, offer.layers, offer.compute, offer.state, offer.pinned
