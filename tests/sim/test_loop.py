@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shoal.sim.loop import NothingLeft, OutOfTime, run
+from shoal.sim.loop import OWNER, NothingLeft, OutOfTime, VirtualLoop, run
 
 
 def test_an_hour_passes_in_no_time() -> None:
@@ -84,3 +84,28 @@ def test_the_clock_can_start_anywhere() -> None:
         return asyncio.get_running_loop().time()
 
     assert run(main, start_s=1000, limit_s=1002) == 1001
+
+
+def test_who_is_stopped_does_nothing_and_then_all_at_once() -> None:
+    async def main() -> tuple[list[float], float]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        ticks: list[float] = []
+
+        async def tick() -> None:
+            OWNER.set("amber")
+            for at in range(1, 10):
+                loop.call_at(at, lambda: ticks.append(loop.time()))
+            await asyncio.sleep(10)
+            ticks.append(-loop.time())
+
+        task = asyncio.create_task(tick())
+        await asyncio.sleep(2.5)
+        loop.stop_owner("amber")
+        await asyncio.sleep(4)
+        assert ticks == [1, 2]
+        loop.continue_owner("amber")
+        await task
+        return ticks, loop.time()
+
+    assert run(main) == ([1, 2, 6.5, 6.5, 6.5, 6.5, 7, 8, 9, -10], 10)

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
+OWNER: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="")
+
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
@@ -41,7 +43,11 @@ def run(
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """`time()` stands still while code runs."""
+    """`time()` stands still while code runs.
+
+    Whatever runs with `OWNER` set in its context belongs to that owner, and so do the tasks and
+    timers that it starts. An owner can be stopped like a process: what falls due waits for it.
+    """
 
     _ready: deque[asyncio.Handle]  # asyncio's own
     _stopping: bool
@@ -53,6 +59,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = 0  # breaks ties between timers: first asked, first run
         self._cancelled = 0  # of the timers
+        self._stopped: dict[str, deque[asyncio.Handle]] = {}
 
     def time(self) -> float:
         return self._now
@@ -92,6 +99,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
             f"{getattr(func, '__qualname__', func)} wants a thread: in virtual time there are none"
         )
 
+    def stop_owner(self, owner: str) -> None:
+        """As SIGSTOP: nothing of it runs from now on."""
+        self._stopped.setdefault(owner, deque())
+
+    def continue_owner(self, owner: str) -> None:
+        """As SIGCONT: it finds the clock advanced, and all at once what it has missed."""
+        self._ready.extend(self._stopped.pop(owner, ()))
+
     # What asyncio calls.
 
     def _run_once(self) -> None:
@@ -102,8 +117,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
             ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):  # what these add comes in the next turn
             handle = ready.popleft()
-            if not handle.cancelled():
+            if not handle.cancelled() and not (self._stopped and self._waits(handle)):
                 handle._run()
+
+    def _waits(self, handle: asyncio.Handle) -> bool:
+        waiting = self._stopped.get(handle._context.get(OWNER, ""))  # type: ignore[attr-defined]
+        if waiting is not None:
+            waiting.append(handle)
+        return waiting is not None
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         self._cancelled += 1  # also of those that have run: a sweep too many does no harm
