@@ -60,16 +60,9 @@ def nodes(
     processes = []
     try:
         for number, layers in enumerate(slices):
+            wanted = ["--model", model, "--layers", layers, *options]
             home = folder / f"node{number}"
-            home.mkdir(parents=True)
-            command = [sys.executable, "-m", "shoal", "up", "--json", "--no-lan", "--port", "0"]
-            command += ["--listen", "127.0.0.1:0", "--threads", str(threads), "--mesh", "bench"]
-            command += ["--relay-port" if number == 0 else "--relay"]
-            command += [str(port) if number == 0 else f"ws://127.0.0.1:{port}"]
-            command += ["--model", model, "--layers", layers, *options]
-            with (home / "out").open("w") as out, (home / "err").open("w") as err:
-                environment = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_DEBUG": "1"}
-                processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment))
+            processes.append(start(home, port, wanted, relay=number == 0, threads=threads))
         homes = [folder / f"node{number}" for number in range(len(slices))]
         apis = [_wait(home / "out", processes) for home in homes]
         yield [
@@ -81,6 +74,19 @@ def nodes(
             process.terminate()
         for process in processes:
             process.wait()
+
+
+def start(
+    home: Path, port: int, wanted: Sequence[str], *, relay: bool = False, threads: int = 1
+) -> subprocess.Popen[bytes]:
+    """`shoal up` in the mesh whose relay listens on `port`; with `relay` it brings that along."""
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "shoal", "up", "--json", "--no-lan", "--port", "0"]
+    command += ["--listen", "127.0.0.1:0", "--threads", str(threads), "--mesh", "bench"]
+    command += ["--relay-port", str(port)] if relay else ["--relay", f"ws://127.0.0.1:{port}"]
+    with (home / "out").open("w") as out, (home / "err").open("w") as err:
+        environment = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_DEBUG": "1"}
+        return subprocess.Popen([*command, *wanted], stdout=out, stderr=err, env=environment)
 
 
 def _wait(out: Path, processes: Sequence[subprocess.Popen[bytes]]) -> str:
