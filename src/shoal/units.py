@@ -39,6 +39,10 @@ class Slice(msgspec.Struct, frozen=True, order=True, array_like=True):
     def __str__(self) -> str:
         return f"{self.start}:{self.stop}"
 
+    def within(self, other: Slice) -> bool:
+        """Whether `other` has all of these layers."""
+        return other.start <= self.start and self.stop <= other.stop
+
     @classmethod
     def parse(cls, text: str) -> Slice:
         """Read ``"4:8"``. Raises InvalidRequest with the expected form."""

@@ -15,6 +15,7 @@ from ..exact import native
 from ..exact.attention import Scores
 from ..exact.layer import Angles, DenseLayer
 from ..exact.native_layer import NativeAttention, NativeLayers, NativeStep, Pools
+from ..units import Slice
 from .exact_kv import ExactKv
 from .kv import KvLayout
 from .plan import StepPlan
@@ -40,6 +41,7 @@ class CompiledKv(ExactKv):
         super().__init__(layout, pages, page_size, device)
         self._library = library
         self._layers: NativeLayers | None = None
+        self._first: int  # of these layers
         self._attention: dict[int, NativeAttention] = {}
         self._fresh: tuple[Tensor, Tensor]  # keys and values that wait for their queries
         self._step: NativeStep | None = None
@@ -49,13 +51,19 @@ class CompiledKv(ExactKv):
         self._step = None
 
     def dense(
-        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+        self,
+        layers: Mapping[int, DenseLayer],
+        own: Slice,
+        x: Tensor,
+        angles: Angles,
+        dtype: torch.dtype,
     ) -> Tensor:
         """In one call; x is overwritten."""
         if self._layers is None:
             parts = [(layer, Pools(*self._pools[index])) for index, layer in layers.items()]
-            self._layers = NativeLayers(self._library, parts)
-        self._layers.run(self._native_step(angles), x, dtype)
+            self._layers, self._first = NativeLayers(self._library, parts), min(layers)
+        start = own.start - self._first
+        self._layers.run(self._native_step(angles), x, dtype, range(start, start + len(own)))
         return x
 
     def update(

@@ -19,6 +19,7 @@ from ..exact.attention import BLOCK, Context, Scores, attend
 from ..exact.latent import attend_latents
 from ..exact.layer import Angles, DenseLayer, run_layer
 from ..exact.numbers import round_rows
+from ..units import Slice
 from .kv import AsCache, KvLayout
 from .plan import Group, StepPlan
 from .pools import allocate
@@ -92,16 +93,21 @@ class ExactKv(AsCache):
     # ---- as the layers of models/dense.py see it
 
     def dense(
-        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+        self,
+        layers: Mapping[int, DenseLayer],
+        own: Slice,
+        x: Tensor,
+        angles: Angles,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """(T, E) float32 through all these layers."""
-        for index, layer in layers.items():
+        """(T, E) float32 through the layers in `own`."""
+        for index in own:
 
             def cached(q: Tensor, k: Tensor, v: Tensor, how: Scores, at: int = index) -> Tensor:
                 self._cache(at, k, v)
                 return self._scored(at, q, how)
 
-            x = run_layer(layer, x, angles, cached, dtype)
+            x = run_layer(layers[index], x, angles, cached, dtype)
         return x
 
     def _cache(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:

@@ -95,6 +95,7 @@ class GgufStage:
     """A slice of a GGUF file with its cache. `scratch` is where the slice's file is put."""
 
     keeps_states = False  # sequences go with their pages
+    runs_parts = False  # llama.cpp runs the layers of its file
 
     def __init__(
         self,
@@ -139,6 +140,8 @@ class GgufStage:
         """One forward of all rows. Raises ValueError for rows that do not fit, RuntimeError when
         llama.cpp cannot compute them.
         """
+        if any(row.layers not in (None, self.model.layers) for row in rows):
+            raise ValueError(f"runs all of its layers {self.model.layers} or none")
         x_TE = self._inputs(rows)
         sequences = [self._sequences.of(row) for row in rows]
         positions = [at for row in rows for at in range(row.start, row.stop)]

@@ -25,6 +25,7 @@ from ..exact.layer import Angles, DenseLayer
 from ..models.mixers import Mixer
 from ..models.skeleton import quiet
 from ..models.slice import ModelSlice
+from ..units import Slice
 from .attention import Scores, attend_latents, attend_row
 from .plan import Span, StepPlan
 from .pools import allocate
@@ -109,9 +110,15 @@ class _Probe(AsCache):
         return keys, values
 
     def dense(
-        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+        self,
+        layers: Mapping[int, DenseLayer],
+        own: Slice,
+        x: Tensor,
+        angles: Angles,
+        dtype: torch.dtype,
     ) -> Tensor:
-        for index, layer in layers.items():
+        for index in own:
+            layer = layers[index]
             each = (layer.attention.kv_heads, layer.attention.width)
             window = layer.attention.scores.window
             self.layout[index] = LayerKv(each, each, dtype, direct=True, window=window)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..units import SessionId
+from ..units import SessionId, Slice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Row:
     """`count` tokens of `session` from position `start`.
 
-    A first stage gets `ids`, the others `hidden` (count, E). `pages` are all pages of the session.
+    `layers` are those to run, all of the stage's when None. A row that begins with the model's
+    first layer brings `ids`, the others `hidden` (count, E). `pages` are all pages of the session.
     A `sampler` means: choose the token that follows this row's last one. The last tokens of a row
     may be a `draft`, a guess: then the tokens that follow the one before it are chosen, as far as
     it was right and one more.
@@ -37,6 +38,7 @@ class Row:
     draft: Sequence[int] = ()
     wire: memoryview | None = None
     owner: str = ""
+    layers: Slice | None = None
 
     @property
     def generates(self) -> bool:

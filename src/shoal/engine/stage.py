@@ -1,7 +1,7 @@
 """Runs one slice of one model on this machine: rows in, hidden states or tokens out.
 
 One `step` is one ragged forward of everything that is ready, chunks of prompts and single tokens
-together.
+together. Rows that run but a part of the slice have a forward for each part.
 T tokens of this step · E hidden width · R positions to sample after · V vocabulary
 """
 
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -25,6 +26,7 @@ from .compiled_kv import CompiledKv, exact_kv
 from .exact_kv import ExactKv
 from .graphs import DecodeGraphs, Record, recorder
 from .kv import PagedKv, kv_bytes_per_token, kv_layout, reach, state_layout
+from .parts import Portion, by_part, in_order
 from .plan import StepPlan
 from .request import Sampled
 from .rows import Row
@@ -35,6 +37,7 @@ from .threads import ThreadTuner
 
 MOST_SLOTS = 64
 SLOTS_SHARE = 4  # at most one part in so many of the memory beside the weights
+MOST_PARTS = 32  # kept at hand
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -46,8 +49,10 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`hidden` is (T, E) contiguous, None on a last stage; `sampled[i]` belongs to row i: one token
-    and those of its draft that were right, () where not asked for.
+    """`hidden` is (T, E) contiguous: the tokens of those rows that yield hidden states, in the
+    order of the rows; None when no row does. On a stage without the model's last layer all rows
+    do, else those whose part ends before it (`Stage.yields`). `sampled[i]` belongs to row i: one
+    token and those of its draft that were right, () where not asked for.
     """
 
     hidden: Tensor | None
@@ -73,11 +78,24 @@ def pages_for(model: ModelSlice, memory_bytes: int, page_size: int = 16) -> int:
     return (memory_bytes - slots * states) // page if page else sys.maxsize
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Forward:
+    """What is ready to be computed: rows that run the same layers."""
+
+    model: ModelSlice
+    rows: Sequence[Row]
+    plan: StepPlan
+    x: Tensor
+    lines: Tensor | None  # after which logits are wanted
+
+
 class Stage:
     """A slice with its KV cache. Whose the pages are is told with each row.
 
     With a `tuner`, steps are timed and the number of threads follows it.
     """
+
+    runs_parts = True  # a row's `layers` may be some of the slice's
 
     def __init__(
         self,
@@ -92,6 +110,7 @@ class Stage:
         self._tuner, self._clock = tuner, clock
         self.config = config or StageConfig()
         self.model = model
+        self._part = lru_cache(maxsize=MOST_PARTS)(model.part)
         layout = kv_layout(model)
         self.window = reach(layout)
         self.kv_bytes_per_token = kv_bytes_per_token(layout, exact=model.exact)
@@ -112,6 +131,7 @@ class Stage:
             self._kv = exact_kv(layout, *size) if on_cpu else ExactKv(layout, *size)
         else:
             self._kv = (PagedKv if on_cpu else BatchedKv)(layout, *size, self._states)
+        self._no_logits = torch.empty(0, model.vocab_size)
         self._compiled = model.dense is not None and isinstance(self._kv, CompiledKv)
         library = native.load()
         if tuner is not None:
@@ -135,37 +155,35 @@ class Stage:
         """It has ended. Only running states need to know: who has the pages is not told here."""
         self._states.forget(session)
 
+    def yields(self, row: Row) -> bool:
+        """Whether the row gives hidden states: it does not reach the model's last layer."""
+        own = self.model.layers
+        return not self.model.last or (row.layers is not None and row.layers.stop != own.stop)
+
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> StepResult:
-        """One forward of all rows. Raises ValueError for rows that do not fit their pages or this
-        stage.
+        """One forward of all rows, or of those of each part. Raises ValueError for rows that do not
+        fit their pages or this stage.
         """
         chosen: list[tuple[Sampled, ...]] = [()] * len(rows)
-        if not self.model.last:
-            return StepResult(self._forward(rows, None).contiguous(), chosen)
-        asked = [index for index, row in enumerate(rows) if row.sampler is not None]
-        logits = self.logits(rows, asked)
-        states = [row.sampler for row in rows if row.sampler is not None]
+        asked = [
+            index
+            for index, row in enumerate(rows)
+            if row.sampler is not None and not self.yields(row)
+        ]
+        hidden, logits = self._run(rows, asked)
+        states = [state for index in asked if (state := rows[index].sampler) is not None]
         drafts = [rows[index].draft for index in asked]
         for index, some in zip(asked, verify(logits, states, drafts), strict=True):
             chosen[index] = some
-        return StepResult(None, chosen)
+        return StepResult(hidden, chosen)
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Row], asked: Sequence[int]) -> Tensor:
         """One forward on a last stage; returns float32 (R, V), what follows the last token of each
         row asked for; of a row with a draft, the token before it and all of its tokens.
         """
-        if not asked:  # prompts in progress: the head is not needed
-            self._forward(rows, None)
-            return torch.empty(0, self.model.vocab_size)
-        ends = list(accumulate(row.count for row in rows))
-        lines = [
-            line
-            for index in asked
-            for line in range(ends[index] - 1 - len(rows[index].draft), ends[index])
-        ]
-        return self._forward(rows, lines).float()
+        return self._run(rows, asked)[1]
 
     @property
     def recordings(self) -> int:
@@ -179,49 +197,98 @@ class Stage:
         out: Tensor = self.model(x, plan.positions, self._kv, self._kv, lines, plan.highest)
         return out
 
-    def _forward(self, rows: Sequence[Row], wanted: Sequence[int] | None) -> Tensor:
-        if self._graphs is not None and (found := self._graphs.run(rows)) is not None:
-            every = wanted is None or len(wanted) == len(rows)
-            return found if every else found[wanted]
-        plan = StepPlan.of(rows, self.config.page_size, self.model.device, wanted or ())
-        x = plan.ids if self.model.first else self._hidden(rows)
+    def _run(self, rows: Sequence[Row], asked: Sequence[int]) -> tuple[Tensor | None, Tensor]:
+        """Hidden states of those rows that yield some, and logits (R, V) of those asked for. What
+        is wrong with a row is found before any is computed.
+        """
+        portions = by_part(rows, asked, self.model.layers)
+        if (played := self._played(portions)) is not None:
+            return played
+        forwards = [self._prepared(portion) for portion in portions]
+        self._states.begin(rows)
+        found = [self._forward(forward) for forward in forwards]
+        self._states.end(rows)
+        hidden, logits = [], []
+        for portion, forward, out in zip(portions, forwards, found, strict=True):
+            if not forward.model.last:
+                hidden.append((portion.at, out))
+            elif portion.asked:
+                logits.append(([portion.at[place] for place in portion.asked], out.float()))
+        return (
+            in_order(hidden, [row.count for row in rows]).contiguous() if hidden else None,
+            in_order(logits, [1 + len(row.draft) for row in rows]) if logits else self._no_logits,
+        )
+
+    def _played(self, portions: Sequence[Portion]) -> tuple[Tensor | None, Tensor] | None:
+        """The same, where the step is one that is played back: single tokens, and all layers."""
+        one = portions[0]
+        if self._graphs is None or len(portions) > 1 or one.layers != self.model.layers:
+            return None
+        found = self._graphs.run(one.rows)
+        if found is None or not self.model.last:
+            return None if found is None else (found, self._no_logits)
+        every = len(one.asked) == len(one.rows)
+        return None, (found if every else found[list(one.asked)]).float()
+
+    def _prepared(self, portion: Portion) -> _Forward:
+        rows, lines = portion.rows, _lines(portion.rows, portion.asked)
+        model = self._part(portion.layers) if portion.layers != self.model.layers else self.model
+        plan = StepPlan.of(rows, self.config.page_size, model.device, lines)
+        x = plan.ids if model.first else _joined_hidden(rows).to(model.device, non_blocking=True)
         if len(x) != len(plan.positions):
             raise ValueError(f"{len(plan.positions)} tokens announced, {len(x)} given")
+        return _Forward(model, rows, plan, x, plan.wanted if lines else None)
+
+    def _forward(self, ready: _Forward) -> Tensor:
+        model, plan, x = ready.model, ready.plan, ready.x
         self._kv.begin(plan)
-        self._states.begin(rows)
+        self._states.select(ready.rows)
         started = self._clock()
-        lines = None if wanted is None else plan.wanted
-        hidden: Tensor = self.model(x, plan.positions, self._kv, self._kv, lines, plan.highest)
-        self._states.end(rows)
+        out: Tensor = model(x, plan.positions, self._kv, self._kv, ready.lines, plan.highest)
         if self._tuner is not None:
-            self._tune(self._tuner, len(x), self._clock() - started)
-        return hidden
+            self._tune(self._tuner, len(x), self._clock() - started, len(model.layers))
+        return out
 
-    def _tune(self, tuner: ThreadTuner, tokens: int, seconds: float) -> None:
+    def _tune(self, tuner: ThreadTuner, tokens: int, seconds: float, layers: int) -> None:
         before = tuner.count
-        if tuner.took(tokens, seconds) != before:
+        if tuner.took(tokens, seconds, layers) != before:
             set_threads(tuner.count, of_torch=not self._compiled)
-
-    def _hidden(self, rows: Sequence[Row]) -> Tensor:
-        parts = [row.hidden for row in rows if row.hidden is not None]
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return joined.to(self.model.device, non_blocking=True)
 
     # ---- between stages
 
     def hidden_to_wire(
         self, result: StepResult, rows: Sequence[Row], chosen: Sequence[int]
     ) -> memoryview:
-        """The hidden states of some rows of a step, one after the other, as raw little-endian
-        bytes.
+        """The hidden states of the `chosen` rows of a step, one after the other, as raw
+        little-endian bytes. `rows` are all rows of the step. Raises ValueError for a chosen one
+        that yields none.
         """
-        if result.hidden is None:
-            raise ValueError("a last stage has no hidden states to send")
-        if len(chosen) == len(rows):
+        given = [index for index, row in enumerate(rows) if self.yields(row)]
+        if result.hidden is None or not set(chosen) <= set(given):
+            raise ValueError("rows that reach the last layer have no hidden states to send")
+        if len(chosen) == len(given):
             return wire.hidden_to_wire(result.hidden)
-        parts = torch.split(result.hidden, [row.count for row in rows])
+        each = torch.split(result.hidden, [rows[index].count for index in given])
+        parts = dict(zip(given, each, strict=True))
         return wire.hidden_to_wire(torch.cat([parts[index] for index in chosen]))
 
     def hidden_from_wire(self, buffer: bytes | bytearray | memoryview, count: int) -> Tensor:
         """(count, E) from a peer's bytes. Raises BadMessage when there are more or fewer."""
         return wire.hidden_from_wire(buffer, self.model.dtype_name, self.model.hidden_size, count)
+
+
+def _lines(rows: Sequence[Row], asked: Sequence[int]) -> list[int]:
+    """The tokens of these rows after which logits are wanted."""
+    ends = list(accumulate(row.count for row in rows)) if asked else []
+    return [
+        line
+        for index in asked
+        for line in range(ends[index] - 1 - len(rows[index].draft), ends[index])
+    ]
+
+
+def _joined_hidden(rows: Sequence[Row]) -> Tensor:
+    parts = [row.hidden for row in rows if row.hidden is not None]
+    if not parts:
+        raise ValueError("rows that begin behind the first layer bring hidden states")
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

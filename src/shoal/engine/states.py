@@ -138,7 +138,9 @@ class _Turn:
 
 
 class SessionStates:
-    """The slots of one stage. `begin` a step before each forward, `end` it when it is done."""
+    """The slots of one stage. `begin` a step with all of its rows, `select` those of each forward,
+    `end` the step when it is done.
+    """
 
     def __init__(self, layout: StateLayout, slots: int, device: torch.device) -> None:
         self._pools = {
@@ -163,7 +165,10 @@ class SessionStates:
             if row.start == 0:
                 self._clear(self._slots[row.session].number)
             self._slots[row.session].read = TORN
-        self._turns = self._in_turns(rows)
+
+    def select(self, rows: Sequence[Row]) -> None:
+        if self._pools:
+            self._turns = self._in_turns(rows)
 
     def end(self, rows: Sequence[Row]) -> None:
         if self._pools:

@@ -14,28 +14,31 @@ RECENT = 9  # steps
 SLOWER = 2.0  # times its usual time: the machine has changed
 TRY_AGAIN = 5000  # steps; a machine that calms down is not noticed otherwise
 
+Kind = tuple[int, int]  # of steps: bits of the number of tokens, layers
+
 
 class ThreadTuner:
     """Tell it how long each step `took`; `count` is what the next step should use.
 
-    Steps are compared only with steps of as many tokens, to the next power of two.
+    Steps are compared only with steps of as many tokens, to the next power of two, and as many
+    layers.
     """
 
     def __init__(self, most: int) -> None:
         if most < 1:
             raise ValueError(f"{most} threads")
         self._most = most
-        self._usual: dict[int, float] = {}  # seconds, by kind, with the chosen count
+        self._usual: dict[Kind, float] = {}  # seconds, by kind, with the chosen count
         self._recent: deque[float] = deque(maxlen=RECENT)  # times their usual time
         self._steps = 0
         self._trials: dict[int, list[float]] = {}
-        self._kind: int | None = None  # of the steps that are being compared
+        self._kind: Kind | None = None  # of the steps that are being compared
         self.count = most
         self._begin()
 
-    def took(self, tokens: int, seconds: float) -> int:
+    def took(self, tokens: int, seconds: float, layers: int = 0) -> int:
         """Returns the count for the next step."""
-        kind = tokens.bit_length()
+        kind = tokens.bit_length(), layers
         if self._trials:
             self._try(kind, seconds)
         else:
@@ -54,7 +57,7 @@ class ThreadTuner:
         if len(self._trials) == 1:
             self._trials = {}
 
-    def _try(self, kind: int, seconds: float) -> None:
+    def _try(self, kind: Kind, seconds: float) -> None:
         if self._kind is None:
             self._kind = kind
         if kind != self._kind:
@@ -73,7 +76,7 @@ class ThreadTuner:
 
     # ---- watching
 
-    def _watch(self, kind: int, seconds: float) -> None:
+    def _watch(self, kind: Kind, seconds: float) -> None:
         usual = self._usual.setdefault(kind, seconds)
         self._recent.append(seconds / usual)
         self._steps += 1

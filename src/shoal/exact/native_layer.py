@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Structure, byref, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, byref, c_double, c_float, c_int, c_int64, c_void_p, sizeof
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -138,13 +138,20 @@ class NativeLayers:
         self._run = native.library.shoal_layers_run
         self._structs = (_Layer * len(layers))(*(_layer(part, pools) for part, pools in layers))
 
-    def run(self, step: NativeStep, x: Tensor, dtype: torch.dtype) -> None:
-        """x (T, E) float32, in place; rounded to `dtype` after each layer with a feed-forward."""
+    def run(
+        self, step: NativeStep, x: Tensor, dtype: torch.dtype, part: range | None = None
+    ) -> None:
+        """x (T, E) float32, in place; rounded to `dtype` after each layer with a feed-forward.
+        Only the layers of `part`, counted from 0, where one is given.
+        """
+        part = range(len(self._structs)) if part is None else part
         if {x.shape[1]} != self.hidden or x.shape[0] != step.tokens:
             raise ValueError(f"x is {tuple(x.shape)} for {step.tokens} tokens, E = {self.hidden}")
-        address = _address(x, torch.float32)
-        count = len(self._structs)
-        _raise(self._run(self._structs, count, byref(step.struct), address, DTYPES[dtype]))
+        if not 0 <= part.start < part.stop <= len(self._structs) or part.step != 1:
+            raise ValueError(f"layers {part.start}:{part.stop} of {len(self._structs)}")
+        first = byref(self._structs, part.start * sizeof(_Layer))
+        given = byref(step.struct), _address(x, torch.float32), DTYPES[dtype]
+        _raise(self._run(first, len(part), *given))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

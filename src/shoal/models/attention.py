@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..exact.layer import Angles, DenseLayer
+    from ..units import Slice
 
 NAME = "shoal"
 
@@ -54,9 +55,16 @@ class Ragged(Protocol):
         ...
 
     def dense(
-        self, layers: Mapping[int, DenseLayer], x: Tensor, angles: Angles, dtype: torch.dtype
+        self,
+        layers: Mapping[int, DenseLayer],
+        own: Slice,
+        x: Tensor,
+        angles: Angles,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """x (T, E) float32, which is not kept, through all these layers; see `exact/layer.py`."""
+        """x (T, E) float32, which is not kept, through those of `layers` that are in `own`; see
+        `exact/layer.py`. `layers` are always the same: all that the stage has.
+        """
         ...
 
 

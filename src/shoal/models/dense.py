@@ -170,16 +170,17 @@ class DenseParts:
     def forward(
         self,
         x: Tensor,
+        own: Slice,
         positions: Tensor,
         highest: int,
         ragged: Ragged,
         rows: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        """As `ModelSlice.forward`; its logits are float32."""
-        embedded = x if self._embed is None else self._embed(x)
+        """As `ModelSlice.forward` with the layers of `own`; its logits are float32."""
+        embedded = x if self._embed is None or own.start else self._embed(x)
         hidden = embedded.to(torch.float32, copy=True)  # computed in place
-        hidden = ragged.dense(self._layers, hidden, self._angles(positions, highest), dtype)
+        hidden = ragged.dense(self._layers, own, hidden, self._angles(positions, highest), dtype)
         if self._head is None or rows is None:
             return hidden.to(dtype)
         return self._head(hidden.index_select(0, rows))

@@ -7,6 +7,7 @@ layers stay global.
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
@@ -184,6 +185,22 @@ def build(raw_config: dict[str, Any], layers: Slice, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+def part_of(model: Any, layers: Slice) -> Any:
+    """A model of the same modules that runs only these of its layers; `model` stays as it is."""
+    part, base = _twin(model), _twin(model.base_model)
+    setattr(part, model.base_model_prefix, base)
+    base.layers = nn.ModuleList(base.layers)
+    _cut(part, layers)
+    return part
+
+
+def _twin(module: Any) -> Any:
+    """Another module with the same children, parameters and settings."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)  # copies share this one otherwise
+    return twin
+
+
 def _cut(model: Any, layers: Slice) -> None:
     base = model.base_model
     norm = next((name for name in LAST_NORMS if hasattr(base, name)), None)
@@ -194,8 +211,9 @@ def _cut(model: Any, layers: Slice) -> None:
         )
     count = len(base.layers)
     for index in range(count):
-        if not layers.start <= index < layers.stop:
-            base.layers[index] = PassThrough(base.layers[index])
+        if layers.start <= index < layers.stop or isinstance(base.layers[index], PassThrough):
+            continue
+        base.layers[index] = PassThrough(base.layers[index])
     if layers.stop < count:
         setattr(base, norm, nn.Identity())
         model.lm_head = nn.Identity()

@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint
 from .dense import DenseParts, is_dense
 from .loading import Ready, load_weights
 from .mixers import read_by_rows
-from .skeleton import build, keeps_states, quiet
+from .skeleton import build, keeps_states, part_of, quiet
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -46,10 +46,28 @@ class ModelSlice(nn.Module):
         self.dense = dense
         self.device = torch.device(device)
         self.model = model
-        self.layers, self.dtype_name, self.compute = layers, dtype, compute
+        self.layers, self.total_layers = layers, total_layers
+        self.dtype_name, self.compute = dtype, compute
         self.first, self.last = layers.start == 0, layers.stop == total_layers
         self.hidden_size = int(model.config.hidden_size)
         self.vocab_size = int(model.config.vocab_size)
+
+    def part(self, layers: Slice) -> ModelSlice:
+        """Some of its layers as a slice of their own, with the same weights.
+
+        Raises ValueError when it does not have them all.
+        """
+        if not layers.within(self.layers):
+            raise ValueError(f"layers {layers} are not all among {self.layers}")
+        return ModelSlice(
+            self.model if self.dense is not None else part_of(self.model, layers),
+            layers,
+            self.total_layers,
+            dtype=self.dtype_name,
+            compute=self.compute,
+            device=str(self.device),
+            dense=self.dense,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,10 +108,12 @@ class ModelSlice(nn.Module):
         Returns logits (R, V) of `rows` on a last stage that is given some, else hidden states (T,
         E).
         """
+        rows = rows if self.last else None
         if self.dense is not None:
             if highest is None:
                 highest = int(positions.max())
-            return self.dense.forward(x, positions, highest, ragged, rows, self.dtype)
+            own = self.layers
+            return self.dense.forward(x, own, positions, highest, ragged, rows, self.dtype)
         inputs: dict[str, Any] = {"input_ids" if self.first else "inputs_embeds": x[None]}
         inputs.update(
             position_ids=positions[None],
@@ -102,9 +122,7 @@ class ModelSlice(nn.Module):
             attention_mask=None,
             ragged=ragged,
         )
-        if (
-            self.last and rows is not None
-        ):  # through the outer forward, which knows logit caps and scales
+        if rows is not None:  # through the outer forward, which knows logit caps and scales
             logits: Tensor = self.model(**inputs, logits_to_keep=rows).logits[0]
             return logits
         hidden: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
