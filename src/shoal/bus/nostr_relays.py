@@ -35,7 +35,6 @@ from ..events import Emit, RelayChanged
 from ..identity.places import check_relay_url
 from .base import MAX_RELAYS, RelayStatus
 
-_SUBSCRIPTION = "shoal"
 _MAX_EVENT_BYTES = 80_000
 _MAX_TAGS = 32
 _CHANNEL = 16_384  # notifications that wait while we are busy; older ones are lost without a sign
@@ -93,6 +92,7 @@ class NostrRelays:
         self._config, self._emit = config, emit
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[object]] = set()
+        self._round = 0  # how often the filters have changed
         self.kept: Event | None = None
 
     @property
@@ -154,9 +154,13 @@ class NostrRelays:
             await self._client.connect_relay(parsed)
 
     async def ask_anew(self) -> None:
-        """The filters have changed: every relay that is up is asked again."""
+        """The filters have changed: every relay that is up is asked again. Under another name:
+        one that gets the old name twice may go on as before.
+        """
+        before, self._round = _subscription(self._round), self._round + 1
         for link in [link for link in self._links.values() if link.connected]:
             await self._ask(link)
+        await self._client.unsubscribe(before)
 
     async def send(self, event: Event, *, wait: bool = False) -> int:
         """To how many relays it went. A frozen one holds us up only if we `wait` for answers."""
@@ -213,7 +217,7 @@ class NostrRelays:
         """Subscribe; an earlier subscription is replaced."""
         try:
             wanted = ReqTarget.single(link.url, self._filters())
-            await self._client.subscribe(wanted, id=_SUBSCRIPTION)
+            await self._client.subscribe(wanted, id=_subscription(self._round))
         except NostrSdkError as error:
             link.error = str(error)[:200]
             return False
@@ -240,6 +244,10 @@ class NostrRelays:
     def _hear_answer(self, url: str, message: RelayMessageEnum) -> None:
         if message.is_OK():
             self._note_error(url, "" if message.status else message.message)
+
+
+def _subscription(number: int) -> str:
+    return f"shoal{number}"
 
 
 def _client(monitor: Monitor) -> Client:

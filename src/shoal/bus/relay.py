@@ -16,6 +16,7 @@ from nostr_sdk import (  # type: ignore[import-untyped]
 from nostr_sdk.nostr_sdk import uniffi_set_event_loop  # type: ignore[import-untyped]
 
 from ..errors import BadConfig
+from .base import MAX_KEPT
 
 # of one connection; a member announces a few times a minute and sends letters now and then
 _LIMIT = RateLimit(max_reqs=100, notes_per_minute=1200)
@@ -45,6 +46,7 @@ class EmbeddedRelay:
         uniffi_set_event_loop(asyncio.get_running_loop())
         builder = LocalRelayBuilder().addr(self._host).rate_limit(_LIMIT)
         builder = builder.max_connections(_MAX_CONNECTIONS)
+        builder = builder.default_filter_limit(MAX_KEPT).max_filter_limit(MAX_KEPT)
         if self._port:
             builder = builder.port(self._port)
         try:

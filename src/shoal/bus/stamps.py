@@ -8,7 +8,7 @@ whoever fakes it, with most of the authors that we hear, could silence us no wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import median_low
 
 from ..units import NodeId
 from .limits import Bounded
@@ -28,7 +28,7 @@ class Stamps:
         self.era = 0  # corrections so far: stamps may have gone back
         self._clock, self._told = clock, told
         self._last = 0
-        self._heard: Bounded[NodeId, tuple[float, float]] = Bounded(_MAX_AUTHORS)
+        self._heard: Bounded[NodeId, tuple[float | None, float]] = Bounded(_MAX_AUTHORS)
 
     def now(self) -> float:
         return self._clock() + self.offset_s
@@ -41,22 +41,30 @@ class Stamps:
         return self._last
 
     def heard(self, author: NodeId, created_at: float) -> None:
-        """A genuine note says this time. It may have been under way, or kept, for long: of the last
-        two of an author the later one counts, by how much it is ahead of our clock.
+        """A genuine note says this time. It may have been under way, or kept, for long: that it is
+        old means something only if an author's next one is as well.
         """
         ahead_s = created_at - self._clock()
-        before = self._heard.get(author, (ahead_s, ahead_s))
-        self._heard[author] = before[1], ahead_s
-        if abs(ahead_s - self.offset_s) > TOLERATED_S or self.offset_s:
+        before = self._heard.get(author)
+        self._heard[author] = before[1] if before else None, ahead_s
+        if self.offset_s or abs(ahead_s) > TOLERATED_S:
             self._judge()
 
     def _judge(self) -> None:
-        if len(self._heard) < LEAST_AUTHORS:
+        """Correct by what more than half of the authors agree on."""
+        offsets = sorted(
+            ahead_s if before is None else max(before, ahead_s)
+            for before, ahead_s in self._heard.values()
+            if before is not None or ahead_s > -TOLERATED_S
+        )
+        if len(offsets) < LEAST_AUTHORS:
             return
-        offset_s = median(max(pair) for pair in self._heard.values())
+        offset_s = median_low(offsets)
+        agreeing = sum(abs(each - offset_s) <= TOLERATED_S for each in offsets)
         if abs(offset_s) <= TOLERATED_S:
             offset_s = 0.0
-        if abs(offset_s) > MAX_SKEW_S or abs(offset_s - self.offset_s) <= TOLERATED_S:
+        small = abs(offset_s - self.offset_s) <= TOLERATED_S
+        if small or 2 * agreeing <= len(offsets) or abs(offset_s) > MAX_SKEW_S:
             return
         self.offset_s = offset_s
         self.era, self._last = self.era + 1, 0

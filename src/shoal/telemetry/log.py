@@ -8,6 +8,7 @@ from typing import TextIO
 
 from ..events import (
     BackendChanged,
+    ClockSkewed,
     Event,
     LinkLost,
     LinkUp,
@@ -50,6 +51,10 @@ def line_of(event: Event) -> Line | None:
     match event:
         case NodeSeen() | NodeGone() | LinkUp() | LinkLost() | PeerFault() | RelayChanged():
             return _mesh_line(event)
+        case ClockSkewed(offset_s):
+            level = logging.WARNING if offset_s else logging.INFO
+            way = f"is {abs(offset_s):.0f} s {'behind' if offset_s > 0 else 'ahead of'} the others'"
+            return level, f"clock    this machine's {way if offset_s else 'is right again'}"
         case StageChanged(model, layers, state):
             level = logging.ERROR if state == "failed" else logging.INFO
             return level, f"stage    {model} layers {layers}: {state}"

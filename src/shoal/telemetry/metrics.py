@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..events import (
     BackendChanged,
+    ClockSkewed,
     DraftsVerified,
     Event,
     FirstToken,
@@ -59,8 +60,8 @@ class Metrics:
                 self._pages.listen(event)
             case RequestStarted() | FirstToken() | RouteTaken() | RequestDone():
                 self._requests.listen(event)
-            case BackendChanged():
-                pass  # its stage is counted
+            case BackendChanged() | ClockSkewed():
+                pass  # its stage is counted; a clock is a line of the log
             case _:
                 self._mesh.listen(event)
 
