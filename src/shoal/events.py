@@ -42,6 +42,15 @@ class ClockSkewed(msgspec.Struct, frozen=True, tag=True):
     offset_s: float
 
 
+class Leaving(msgspec.Struct, frozen=True, tag=True):
+    """We are about to leave the mesh: what runs here still, sessions on our stages and answers of
+    our own clients.
+    """
+
+    sessions: int
+    answers: int
+
+
 class LinkUp(msgspec.Struct, frozen=True, tag=True):
     node: NodeId
 
@@ -130,11 +139,26 @@ class FirstToken(msgspec.Struct, frozen=True, tag=True):
 
 
 class RouteTaken(msgspec.Struct, frozen=True, tag=True):
-    """A session got its route. `attempt` counts from 1; earlier ones were refused or lost."""
+    """A session got its route. `attempt` counts from 1; earlier ones were refused or lost. `kind`:
+    new, queued (pages were short), recomputed (all of it), replayed (around the stages that go on)
+    or handed over (from one that leaves).
+    """
 
     session: SessionId
     route: tuple[tuple[NodeId, Slice], ...]
     attempt: int
+    kind: str = "new"
+
+
+class Recovered(msgspec.Struct, frozen=True, tag=True):
+    """The first token after a route broke: its stream was silent for `seconds`. `kind` as in
+    RouteTaken; `replayed_tokens` were sent again, not computed again.
+    """
+
+    session: SessionId
+    kind: str
+    seconds: float
+    replayed_tokens: int
 
 
 class RequestDone(msgspec.Struct, frozen=True, tag=True):
@@ -152,6 +176,7 @@ Event = (
     | NodeGone
     | RelayChanged
     | ClockSkewed
+    | Leaving
     | LinkUp
     | LinkLost
     | PeerFault
@@ -165,6 +190,7 @@ Event = (
     | RequestStarted
     | FirstToken
     | RouteTaken
+    | Recovered
     | RequestDone
 )
 

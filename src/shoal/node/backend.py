@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from ..api.backend import Generation, GenerationRequest, ServedModel
+from ..api.failures import ShuttingDown
 from ..engine.request import Sampled
 from ..errors import ModelNotFound, PromptTooLong
 from ..identity import friendly_name
@@ -45,11 +46,13 @@ class MeshBackend:
         *,
         started_at: int,
         is_loading: Callable[[], bool],
+        is_leaving: Callable[[], bool],
         status: Callable[[bool], dict[str, Any]],
         mesh: Callable[[], dict[str, Any]],
     ) -> None:
         self._router, self._gateway, self._started_at = router, gateway, started_at
-        self._is_loading, self._status, self.mesh = is_loading, status, mesh
+        self._is_loading, self._is_leaving = is_loading, is_leaving
+        self._status, self.mesh = status, mesh
 
     def status(self, *, ticket: bool = False) -> dict[str, Any]:
         return self._status(ticket)
@@ -83,6 +86,8 @@ class MeshBackend:
         )
 
     async def generate(self, request: GenerationRequest) -> Generation:
+        if self._is_leaving():
+            raise ShuttingDown("this node is leaving the mesh", hint="ask another node of the mesh")
         limit = self._router.best_offer(request.model).context_length
         wanted = len(request.prompt_ids) + request.sampling.max_tokens
         if wanted > limit:

@@ -13,7 +13,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.sizes import FLOAT_BYTES, model_sizes
 from ..pipeline import ServingConfig
-from ..pipeline.serving import compute_class
+from ..pipeline.loading import compute_class
 from ..placement import Capacities, Member, ModelShape, Pool, Wanted, capacities, decide
 from ..placement.cost import predict
 from ..units import ModelId, NodeId, Quant, QuantChoice, Slice

@@ -39,6 +39,7 @@ class NodeConfig:
     backend: BackendConfig | None = None
     threads: int = 0
     kv_tokens: int = 0
+    leave_s: float = 30.0  # how long what runs here may take when we leave
 
 
 def node_config(
@@ -101,6 +102,7 @@ def node_config(
         backend=backend_config(settings, serve=serve),
         threads=settings.threads,
         kv_tokens=settings.kv_tokens,
+        leave_s=settings.leave_s,
     )
 
 
