@@ -189,6 +189,16 @@ def test_rows_whose_beginning_is_missing_are_refused_and_harm_nobody(tmp_path: P
     assert generate(stage, "c", [9, 30, 4], 4) == expected
 
 
+def test_its_slice_is_run_whole_or_not_at_all(tmp_path: Path) -> None:
+    checkpoint, _ = write(tmp_path, "llama")
+    (stage,) = stages(checkpoint, CUTS["whole"])
+    assert not stage.runs_parts
+    with pytest.raises(ValueError, match="all of its layers 0:4 or none"):
+        stage.step([row("a", 0, [9, 30], page=2), row("b", 0, [9, 30], layers=Slice(0, 2))])
+    named, plain = row("a", 0, [9, 30], layers=Slice(0, 4)), row("b", 0, [9, 30], page=2)
+    assert sampled(stage, [named]) == sampled(stage, [plain])
+
+
 def test_a_prompt_in_progress_asks_for_nothing(tmp_path: Path) -> None:
     checkpoint, _ = write(tmp_path, "llama")
     (stage,) = stages(checkpoint, CUTS["whole"])

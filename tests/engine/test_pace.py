@@ -1,13 +1,14 @@
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engine.pace import SpeedMeter, Work
+from shoal.engine.pace import Pace, SpeedMeter, Work
 from shoal.engine.rows import Row
 from shoal.hardware import Speed
-from shoal.units import SessionId
+from shoal.units import SessionId, Slice
 
 LAYERS = 10
 TRUE = Speed(step_s=1e-3, layer_s=1e-3, token_s=2e-5, context_s=1e-8, sample_s=3e-4)
@@ -47,6 +48,27 @@ def test_what_was_expected_wrongly_is_corrected(seed: int) -> None:
     for work in works(chance, 300):
         meter.observe(work, seconds(TRUE, work) * chance.uniform(0.9, 1.1))
     assert far_off(meter.speed, TRUE, chance) < 0.03
+
+
+def test_steps_of_parts_of_the_layers_teach_what_all_of_them_cost() -> None:
+    chance, meter = random.Random(5), SpeedMeter(LAYERS, WRONG)
+    pace = Pace(meter, 3.0, 512, 16)
+    for _ in range(300):
+        parts = chance.sample([None, Slice(0, 4), Slice(4, 10), Slice(3, 5)], chance.choice([1, 2]))
+        rows = [
+            Row(SessionId(str(part)), chance.randrange(2000), (), chance.choice([1, 1, 40]))
+            for part in parts
+        ]
+        rows = [replace(each, layers=part) for each, part in zip(rows, parts, strict=True)]
+        took = TRUE.step_s * (1 - len(rows))
+        for each in rows:
+            work = Work.of([each])
+            layers = LAYERS if each.layers is None else len(each.layers)
+            took += TRUE.seconds(layers, work.tokens, work.context)
+        pace.observe(rows, took * chance.uniform(0.9, 1.1))
+    fixed = meter.speed.step_s + LAYERS * meter.speed.layer_s
+    assert fixed == pytest.approx(TRUE.step_s + LAYERS * TRUE.layer_s, rel=0.1)
+    assert meter.speed.token_s == pytest.approx(TRUE.token_s, rel=0.1)
 
 
 def test_what_was_never_seen_stays_as_expected() -> None:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal.engine.parts import by_part
+from shoal.engine.request import Sampling
 from shoal.engine.rows import Row
+from shoal.engine.sampling import SamplerState
 from shoal.engine.schedule import PAGE_SIZE, PAGES, SCHEDULE, Step, make_prompts
 from shoal.engine.stage import Stage, StageConfig, StepResult
 from shoal.exact import native
@@ -125,3 +128,132 @@ def test_a_part_agrees_in_floats(tiny: Tiny, family: str, own: Slice, parts: Par
     for step, each in zip(forward_only, want, strict=True):
         for one, other in zip(outputs(stage, rows_of(step, own, parts)), each, strict=True):
             assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def whole(tiny: Tiny, family: str = "llama", quant: Quant = "int8", **how: Any) -> Stage:
+    return load(tiny(family)[0], WHOLE, quant, **how)
+
+
+@pytest.mark.parametrize(("family", "quant"), [("qwen3", "int8"), ("qwen3_next", "none")])
+def test_one_stage_can_be_two_stations_of_a_route(tiny: Tiny, family: str, quant: Quant) -> None:
+    """Its layers share pages, not keys and values: each part fills those of its own layers."""
+    stage, twin = whole(tiny, family, quant), whole(tiny, family, quant)
+    for step in SCHEDULE[:4]:
+        rows = rows_of(step, WHOLE, [None] * 4)
+        head = [replace(each, layers=Slice(0, 1)) for each in rows]
+        tail = [
+            replace(
+                each,
+                session=SessionId(f"{each.session}, later"),
+                ids=None,
+                hidden=hidden,
+                layers=Slice(1, 4),
+            )
+            for each, hidden in zip(rows, outputs(stage, head), strict=True)
+        ]
+        for one, other in zip(outputs(stage, tail), outputs(twin, rows), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("part", [Slice(2, 4), Slice(0, 4)])
+def test_a_draft_is_verified_by_a_part_as_by_a_stage_of_it(
+    tiny: Tiny, quant: Quant, part: Slice
+) -> None:
+    checkpoint, first = tiny("llama")[0], part.start == 0
+    small, large = load(checkpoint, part, quant), load(checkpoint, WHOLE, quant)
+    for stage, layers in ((small, None), (large, part)):
+        stage.step([row(0, 0, 5, layers, first)])
+    best = [int(outputs(small, [row(0, at, at + 1, None, first)])[0].argmax()) for at in (5, 6, 7)]
+    asked = row(0, 5, 9, part, first)
+    state = SamplerState(Sampling(temperature=0), ())
+    asked = replace(asked, sampler=state, draft=(*best[:2], best[2] ^ 1))
+    rows = [row(1, 0, 4, Slice(0, 2), True), asked, row(2, 0, 3, None, True)]
+    sampled = large.step(rows).sampled
+    assert [[one.token for one in each] for each in sampled] == [[], best, []]
+
+
+def test_hidden_states_are_found_between_rows_that_have_none(tiny: Tiny) -> None:
+    stage = whole(tiny)
+    rows = [
+        row(0, 0, 3, None, True),
+        row(1, 0, 2, Slice(0, 2), True),
+        row(2, 0, 4, Slice(2, 4), False),
+        row(3, 0, 5, Slice(1, 3), False),
+    ]
+    assert [stage.yields(each) for each in rows] == [False, True, False, True]
+    result = stage.step(rows)
+    assert result.hidden is not None
+    assert result.hidden.shape == (7, WIDTH)
+    assert result.hidden.is_contiguous()
+    for chosen, first, stop in (([1, 3], 0, 7), ([1], 0, 2), ([3], 2, 7)):
+        wire = stage.hidden_to_wire(result, rows, chosen)
+        sent = stage.hidden_from_wire(wire, stop - first)
+        assert torch.equal(sent, result.hidden[first:stop])
+    with pytest.raises(ValueError, match="no hidden states to send"):
+        stage.hidden_to_wire(result, rows, [0, 1])
+
+
+def test_only_parts_of_the_slice_are_run(tiny: Tiny) -> None:
+    stage = load(tiny("llama")[0], MIDDLE, "int8")
+    for part in (Slice(0, 2), Slice(2, 4), Slice(0, 4), Slice(3, 4)):
+        with pytest.raises(ValueError, match=f"layers {part} are not all among 1:3"):
+            stage.step([row(0, 0, 2, None, False), row(1, 0, 2, part, False)])
+        with pytest.raises(ValueError, match="not all among"):
+            stage.model.part(part)
+
+
+def test_a_row_brings_what_its_part_begins_with(tiny: Tiny) -> None:
+    stage = whole(tiny)
+    with pytest.raises(ValueError, match="bring hidden states"):
+        stage.step([row(0, 0, 3, Slice(1, 4), True)])
+    with pytest.raises(ValueError, match="3 tokens announced, 0 given"):
+        stage.step([row(0, 0, 3, Slice(0, 2), False)])
+
+
+@pytest.mark.parametrize(("family", "quant"), [("llama", "int8"), ("qwen3_next", "none")])
+def test_a_row_that_is_refused_costs_the_other_parts_nothing(
+    tiny: Tiny, family: str, quant: Quant
+) -> None:
+    """They are computed again, alone, and their samplers have chosen nothing yet."""
+    stage, twin = whole(tiny, family, quant), whole(tiny, family, quant)
+    state = SamplerState(Sampling(temperature=0), ())
+    good = replace(row(0, 0, 4, None, True), sampler=state)
+    bad = replace(row(1, 0, 4, Slice(1, 4), False), pages=())
+    with pytest.raises(ValueError, match="do not fit into 0 pages"):
+        stage.step([good, bad])
+    assert state.position == 0
+    again = replace(good, sampler=SamplerState(Sampling(temperature=0), ()))
+    assert stage.step([good]).sampled == twin.step([again]).sampled
+
+
+def test_both_pieces_of_a_row_that_is_cut_run_its_part() -> None:
+    assert [each.layers for each in row(0, 0, 9, MIDDLE, False).cut(4)] == [MIDDLE, MIDDLE]
+
+
+def test_all_layers_by_name_are_the_whole_slice() -> None:
+    rows = [row(0, 0, 1, FIRST, True), row(1, 0, 1, None, True), row(2, 0, 1, MIDDLE, False)]
+    assert [(each.layers, each.at) for each in by_part(rows, (), FIRST)] == [
+        (FIRST, [0, 1]),
+        (MIDDLE, [2]),
+    ]
+
+
+def test_only_steps_of_all_layers_are_played_back(tiny: Tiny) -> None:
+    played = 0
+
+    def record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def play() -> Tensor:
+            nonlocal played
+            played += 1
+            return compute()
+
+        return play
+
+    stage, plain = whole(tiny, record=record), whole(tiny)
+    for part, times in ((None, 3), (WHOLE, 8), (Slice(0, 2), 8)):
+        for at in range(5):
+            rows = [row(s, at, at + 1, part, True) for s in range(2)]
+            for one, other in zip(outputs(stage, rows), outputs(plain, rows), strict=True):
+                assert torch.equal(one, other)
+        assert played == times

@@ -52,11 +52,14 @@ def test_larger_steps_and_longer_contexts_are_no_change_of_the_machine() -> None
         assert tuner.count == 4
 
 
-def test_steps_of_another_size_do_not_disturb_the_comparison() -> None:
+@pytest.mark.parametrize(("tokens", "seconds", "layers"), [(400, 100.0, 8), (1, 0.1, 2)])
+def test_steps_of_another_size_do_not_disturb_the_comparison(
+    tokens: int, seconds: float, layers: int
+) -> None:
     tuner = ThreadTuner(2)
     for _ in range(2 * TRIALS):
-        tuner.took(1, {1: 1.0, 2: 0.6}[tuner.count])
-        tuner.took(400, 100.0)
+        tuner.took(1, {1: 1.0, 2: 0.6}[tuner.count], layers=8)
+        tuner.took(tokens, seconds, layers)
     assert tuner.count == 2
 
 

@@ -235,6 +235,22 @@ def test_the_last_norm_and_the_head_in_one_call(loaded: native.Native, rows: int
     assert torch.equal(norm_linear(loaded, x, weight, 1e-6, head), expected)
 
 
+def test_some_of_the_layers_have_the_bits_of_these_alone(loaded: native.Native) -> None:
+    torch.manual_seed(0)
+    layers, pages = [layer_of(Shape()) for _ in range(4)], Pages(1, 1, 16)
+    step, x = pages.step([(0, 9)], [angles_at([(0, 9)], 16)]), torch.randn(9, 64)
+    every = NativeLayers(loaded, [(layer, pools(16, 2, 32)) for layer in layers])
+    for start, stop in ((0, 4), (1, 3), (0, 1), (2, 4)):
+        own = [(layer, pools(16, 2, 32)) for layer in layers[start:stop]]
+        found, expected = x.clone(), x.clone()
+        every.run(step, found, torch.bfloat16, range(start, stop))
+        NativeLayers(loaded, own).run(step, expected, torch.bfloat16)
+        assert torch.equal(found, expected)
+    for wrong in (range(5), range(-1, 2), range(2, 2), range(0, 4, 2)):
+        with pytest.raises(ValueError, match="of 4"):
+            every.run(step, x, torch.bfloat16, wrong)
+
+
 def test_tokens_without_angles_are_refused() -> None:
     layer, pages = layer_of(Shape()), Pages(1, 1, 16)
     assert library is not None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..hardware import Speed
+from ..units import Slice
 from .rows import Row
 
 NEWEST = 0.2  # weight of the newest step in its bucket, and in what follows the last steps
@@ -73,11 +74,17 @@ class SpeedMeter:
 
     def observe(self, work: Work, seconds: float) -> None:
         """A step with this work took so long."""
+        self.observe_parts([(self.layers, work)], seconds)
+
+    def observe_parts(self, parts: Sequence[tuple[int, Work]], seconds: float) -> None:
+        """A step of several forwards: so many layers, with this work, each."""
         seconds = max(seconds, 1e-9)
-        features = self._features(work)
-        bucket = self._buckets.get(work.size)
+        features = [sum(each) for each in zip(*(self._features(*p) for p in parts), strict=True)]
+        features[0] += self._own_share
+        size = max(work.size for _, work in parts)
+        bucket = self._buckets.get(size)
         if bucket is None:
-            self._buckets[work.size] = _Bucket(features, seconds, self._steps)
+            self._buckets[size] = _Bucket(features, seconds, self._steps)
         else:
             bucket.add(features, seconds)
             bucket.step = self._steps
@@ -93,10 +100,17 @@ class SpeedMeter:
 
     # ---- the fit: seconds = features * coefficients
 
-    def _features(self, work: Work) -> list[float]:
+    def _features(self, layers: int, work: Work) -> list[float]:
+        """All but the step's own cost, which several forwards share."""
         read = 1 - (1 - self.expected.routed) ** work.tokens
-        layers = self.layers
-        return [1.0, layers * work.tokens, layers * work.context, work.sampled, layers * read]
+        fixed = (1 - self._own_share) * layers / self.layers
+        return [fixed, layers * work.tokens, layers * work.context, work.sampled, layers * read]
+
+    @property
+    def _own_share(self) -> float:
+        """How much of a step's fixed cost is the step's own and not its layers', as expected."""
+        fixed = self._expected_coefficients()[0]
+        return self.expected.step_s / fixed if fixed else 0.0
 
     def _fit(self) -> Speed:
         """Least squares by coordinate descent: five unknowns, some dozens of buckets."""
@@ -135,8 +149,7 @@ class SpeedMeter:
         proportion.
         """
         fixed, token_s, context_s, sample_s, experts_s = found
-        expected = self._expected_coefficients()[0]
-        own = self.expected.step_s / expected if expected else 0.0
+        own = self._own_share
         return Speed(
             step_s=fixed * own,
             layer_s=fixed * (1 - own) / self.layers,
@@ -165,13 +178,23 @@ class Pace:
     _token_s: float | None = None  # more for each prompt token
 
     def observe(self, rows: Sequence[Row], seconds: float) -> None:
-        self.meter.observe(Work.of(rows), seconds)
+        self.meter.observe_parts(self._works(rows), seconds)
         prompt_tokens = sum(row.count for row in rows if not row.generates)
         if not prompt_tokens:
             self._step_s = _mean(self._step_s, seconds)
         else:
             more_s = max(0.0, seconds - (self._step_s or 0.0))
             self._token_s = _mean(self._token_s, more_s / prompt_tokens)
+
+    def _works(self, rows: Sequence[Row]) -> list[tuple[int, Work]]:
+        """Of each part of the layers that rows run; mostly of all of them."""
+        parts: dict[Slice | None, list[Row]] = {}
+        for row in rows:
+            parts.setdefault(row.layers, []).append(row)
+        whole = self.meter.layers
+        return [
+            (whole if part is None else len(part), Work.of(some)) for part, some in parts.items()
+        ]
 
     def budget(self) -> int:
         """Prompt tokens of one step while sessions generate."""
