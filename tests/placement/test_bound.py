@@ -164,3 +164,32 @@ def test_a_layer_that_nobody_holds_lets_nothing_through() -> None:
 def test_workers_that_cannot_be_are_refused(pool: list[Worker]) -> None:
     with pytest.raises(ValueError, match=r"layer|worker"):
         max_flow(4, pool)
+
+
+def test_few_requests_cannot_fill_a_ring() -> None:
+    """One at a time takes a step of each stage and the hops; many are bound by what tokens add."""
+    chain = [
+        Worker(AMBER, Slice(0, 2), 0.001, step_s=0.01),
+        Worker(BIRCH, Slice(2, 4), 0.001, step_s=0.01),
+    ]
+
+    def with_in_flight(count: float) -> float:
+        return max_flow(4, chain, traffic=Traffic(in_flight=count, hops_s=0.1)).tokens_per_s
+
+    alone = 1 / (4 * 0.011 + 0.1)
+    assert with_in_flight(1) == pytest.approx(alone, rel=0.05)
+    assert with_in_flight(1) >= alone
+    assert with_in_flight(2) < 2.01 * with_in_flight(1)
+    assert with_in_flight(1e6) == pytest.approx(1 / 0.002, rel=0.05)
+    assert with_in_flight(20) == pytest.approx(_closed(20), rel=0.05)
+    assert with_in_flight(20) >= _closed(20) - 1e-6
+
+
+def _closed(in_flight: float) -> float:
+    """Tokens/s of two stages of 2 layers with as many in flight, by bisection."""
+    low, high = 0.0, 500.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        waits = 2 * rate * 0.02 / (1 - 2 * rate * 0.001) + rate * 0.1
+        low, high = (rate, high) if waits < in_flight else (low, rate)
+    return low
