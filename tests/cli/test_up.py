@@ -19,7 +19,15 @@ import pytest
 from shoal.cli import up
 from shoal.cli.board import Board
 from shoal.errors import InvalidRequest, NoCapacity, ShoalError
-from shoal.events import EventHub, NodeGone, NodeSeen, PeerFault, RelayChanged, StageChanged
+from shoal.events import (
+    EventHub,
+    Leaving,
+    NodeGone,
+    NodeSeen,
+    PeerFault,
+    RelayChanged,
+    StageChanged,
+)
 from shoal.identity import Ticket
 from shoal.units import ModelId, NodeId, Slice
 
@@ -35,7 +43,7 @@ class IdleNode:
     left = False
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.events = EventHub()
+        self.events, self.hurry = EventHub(), asyncio.Event()
         self.identity = SimpleNamespace(node=AMBER, name="amber-fox")
         self.name, self.api_url, self.relay_url = "amber-fox", "http://127.0.0.1:7470", None
 
@@ -189,6 +197,47 @@ def test_the_board_has_one_line_for_each_change(capsys: pytest.CaptureFixture[st
         "✗ dropped   a stranger: bad_frame",
         "✗ gone      still-lake: silent",
     ]
+
+
+def test_a_board_says_what_a_leaving_node_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    node = IdleNode({})
+    board = Board(node)  # type: ignore[arg-type]
+    board.leave()
+    for event in (
+        NodeGone(NodeId(LAKE), "silent"),
+        Leaving(3, 1),
+        Leaving(0, 2),
+        Leaving(0, 0),
+    ):
+        board.show(event)
+    board.hurry()
+    assert node.hurry.is_set()
+    assert capsys.readouterr().err.splitlines() == [
+        "  leaving  the mesh is told; again, and it is at once",
+        "  leaving  handing over 3 conversations, 1 answer of its own clients may end first ...",
+        "  leaving  2 answers of its own clients may end first ...",
+        "  leaving  at once: what still runs here breaks off",
+    ]
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_second_signal_hurries_and_ends_by_force_what_does_not_hear(stuck: bool) -> None:
+    program = (
+        "import asyncio, sys, time; from shoal.cli import ending; ending.AT_ONCE_S = 0.1\n"
+        "async def main():\n"
+        "    hurry = asyncio.Event(); signals = ending.Ending(hurry.set)\n"
+        "    print('up', flush=True); await signals.asked.wait()\n"
+        "    print('leaving', flush=True); await hurry.wait()\n"
+        f"    time.sleep({60 if stuck else 0})\n"
+        "asyncio.run(main())"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in ("up\n", "leaving\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        assert process.wait(10) == (128 + signal.SIGINT if stuck else 0)
 
 
 def test_a_node_ends_when_its_parent_is_gone(tmp_path: Path) -> None:

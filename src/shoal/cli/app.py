@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, doctor, id, invite, map, peers, ps, run_model, show, status, up
+from . import demo, doctor, id, invite, leave, map, peers, ps, run_model, show, status, up
 from .failure import Command, last_resort
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 for name, command in (
     ("up", up.up),
+    ("leave", leave.leave),
     ("demo", demo.demo),
     ("run", run_model.run_model),
     ("invite", invite.invite),

@@ -9,6 +9,7 @@ import msgspec
 from ..events import (
     BackendChanged,
     Event,
+    Leaving,
     NodeGone,
     NodeSeen,
     PeerFault,
@@ -16,6 +17,7 @@ from ..events import (
     StageChanged,
 )
 from ..units import ModelId, Slice
+from .leave import in_words
 from .output import check, note
 from .reports import NodeReport
 from .status import device, mesh_name
@@ -53,11 +55,18 @@ class Board:
     def leave(self) -> None:
         """From here on, what ends does so because it should."""
         self._leaving = True
-        note("  leaving  the mesh is told, running answers may end ...")
+        note("  leaving  the mesh is told; again, and it is at once")
+
+    def hurry(self) -> None:
+        """The second signal."""
+        note("  leaving  at once: what still runs here breaks off")
+        self._node.hurry.set()
 
     def show(self, event: Event) -> None:
         """One line for what people want to know; the event log has the rest."""
         if self._leaving:
+            if isinstance(event, Leaving) and (waits := in_words(event.sessions, event.answers)):
+                note(f"  leaving  {waits} ...")
             return
         match event:
             case NodeSeen(node, name):

@@ -28,7 +28,7 @@ def lines(report: NodeReport) -> list[tuple[bool, str, str]]:
     links = ", ".join(peer.name for peer in report.links) or "none"
     return [
         (True, "node", f"{report.name} · {report.node}"),
-        (True, "running", up_for),
+        (not report.leaving, "running", up_for + (" · leaving" if report.leaving else "")),
         (True, "device", device(report.capability)),
         (True, "mesh", mesh_name(report)),
         *[relay_line(relay) for relay in report.relays],

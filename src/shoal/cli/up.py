@@ -147,12 +147,13 @@ async def serve(config: NodeConfig, *, as_json: bool, verbose: bool = False) -> 
     from ..node import Node
 
     new = not config.folders.identity_file.exists()
-    ending, node = Ending(), Node(config)
+    node = Node(config)
+    board = Board(node)
+    ending = Ending(board.hurry)
     async with AsyncExitStack() as stack:
         with ending.starting:
             await stack.enter_async_context(node)
         if not ending.signal:
-            board = Board(node)
             node.events.listen(board.show)
             if verbose:
                 log_to_stderr(node)
