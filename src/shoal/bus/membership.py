@@ -32,7 +32,7 @@ class MembershipConfig:
     lifetime_s: float = 120.0
     heard_per_s: float = 2.5  # announcements: with more nodes each speaks less often
     debounce_s: float = 0.05  # several changes in a row make one announcement
-    load_s: float = 5.0  # between two announcements that tell of load only
+    load_s: float = 5.0  # between two announcements that tell of load only; slower likewise
     refute_s: float = 1.0  # between two that only say that we live
     cells: CellsConfig = CellsConfig()
 
@@ -84,6 +84,7 @@ class Membership:
         self._changed = self._load_changed = self._named = self._left = False
         self._said: Announcement | None = None  # our last announcement
         self._said_at = self._refresh_at = 0.0
+        self._slower = 1.0  # than in a small mesh
         # the sequence of the last announcement before a node died
         self._dead: Bounded[NodeId, int] = Bounded(MAX_NODES)
         self._sequence = int(
@@ -150,7 +151,7 @@ class Membership:
             return True
         if self._named and now >= self._said_at + self._config.refute_s:
             return True
-        if self._load_changed and now >= self._said_at + self._config.load_s:
+        if self._load_changed and now >= self._said_at + self._config.load_s * self._slower:
             self._load_changed = False
             return moved_much(self._said.stages, self._describe(self._sequence).stages)
         return False
@@ -163,7 +164,7 @@ class Membership:
         if self._named:
             due.append(self._said_at + config.refute_s)
         if self._load_changed:
-            due.append(self._said_at + config.load_s)
+            due.append(self._said_at + config.load_s * self._slower)
         if self.listening.depth or len(self.view) > config.cells.most:
             due.append(self._clock() + config.cells.settle_s)
         if (doubts_due := self._doubts.due) is not None:
@@ -176,7 +177,7 @@ class Membership:
             self._refresh_at = self._clock() + self._config.refresh_s
             return
         config, now = self._config, self._clock()
-        slower = config.slower(self.view.heard_at(self.listening.depth))
+        slower = self._slower = config.slower(self.view.heard_at(self.listening.depth))
         self._changed = self._named = self._load_changed = False
         self._said_at = now
         self._refresh_at = now + config.refresh_s * slower * self._chance.uniform(0.8, 1.2)
