@@ -12,6 +12,7 @@ from shoal.models.catalogue import Catalogue
 from shoal.models.checkpoint import open_checkpoint
 from shoal.node.report import model_reports
 from shoal.node.router import MAX_MODELS, MAX_STAGES, Router, few_of_each
+from shoal.pipeline import Wish
 from shoal.placement import Held
 from shoal.units import ModelId, NodeId, Slice
 from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
@@ -32,7 +33,7 @@ def router(*offers: tuple[NodeId, StageOffer], doubtful: frozenset[NodeId] = fro
 
 def test_a_route_goes_over_those_who_hold_the_layers() -> None:
     plan = router((AMBER.node, offer("0:4")), (BIRCH.node, offer("4:8"))).plan(
-        "shoal-tiny", 100, frozenset()
+        Wish("shoal-tiny", 100)
     )
     assert [(stop.node, str(stop.layers)) for stop in plan.stops] == [
         (AMBER.node, "0:4"),
@@ -43,11 +44,11 @@ def test_a_route_goes_over_those_who_hold_the_layers() -> None:
 
 def test_doubtful_and_avoided_nodes_are_left_out() -> None:
     offers = [(AMBER.node, offer("0:4")), (BIRCH.node, offer("4:8")), (CORAL.node, offer("4:8"))]
-    one = router(*offers).plan("shoal-tiny", 1, frozenset({BIRCH.node}))
-    other = router(*offers, doubtful=frozenset({CORAL.node})).plan("shoal-tiny", 1, frozenset())
+    one = router(*offers).plan(Wish("shoal-tiny", 1, avoid=frozenset({BIRCH.node})))
+    other = router(*offers, doubtful=frozenset({CORAL.node})).plan(Wish("shoal-tiny", 1))
     assert [one.stops[1].node, other.stops[1].node] == [CORAL.node, BIRCH.node]
     with pytest.raises(NoRoute, match="4"):
-        router(*offers[:2]).plan("shoal-tiny", 1, frozenset({BIRCH.node}))
+        router(*offers[:2]).plan(Wish("shoal-tiny", 1, avoid=frozenset({BIRCH.node})))
 
 
 def test_another_checkpoint_under_our_models_name_is_never_used() -> None:
@@ -56,7 +57,7 @@ def test_another_checkpoint_under_our_models_name_is_never_used() -> None:
     found = router((BIRCH.node, impostor))
     assert found.model_names() == []
     with pytest.raises(ModelNotFound):
-        found.plan("shoal-tiny", 1, frozenset())
+        found.plan(Wish("shoal-tiny", 1))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_liars_layer_count_makes_a_model_of_its_own() -> None:
 def test_a_liar_with_the_smallest_id_decides_neither_layers_nor_context() -> None:
     liar = offer("0:7", total_layers=7, context_length=0)
     found = router((CORAL.node, liar), (BIRCH.node, offer("0:8")))
-    assert [stop.node for stop in found.plan("shoal-tiny", 1, frozenset()).stops] == [BIRCH.node]
+    assert [stop.node for stop in found.plan(Wish("shoal-tiny", 1)).stops] == [BIRCH.node]
     assert found.best_offer("shoal-tiny").context_length == TINY.context_length
 
 
@@ -94,7 +95,7 @@ def test_a_model_we_have_no_files_of_is_what_most_nodes_say_it_is() -> None:
 
 
 def test_the_gateway_knows_which_tokens_exist() -> None:
-    plan = router((BIRCH.node, offer("0:8"))).plan("shoal-tiny", 1, frozenset())
+    plan = router((BIRCH.node, offer("0:8"))).plan(Wish("shoal-tiny", 1))
     assert plan.vocab_size == TINY.vocab_size
 
 
@@ -102,7 +103,7 @@ def test_thousands_of_stages_leave_a_few_of_every_slice() -> None:
     crowd = [(NodeId(f"npub{n}"), offer("0:4", speed=Speed())) for n in range(3000)]
     slow = (BIRCH.node, offer("4:8", speed=Speed(layer_s=9.0)))
     found = router(*crowd, slow)
-    assert found.plan("shoal-tiny", 1, frozenset()).stops[1].node == BIRCH.node
+    assert found.plan(Wish("shoal-tiny", 1)).stops[1].node == BIRCH.node
     held = [
         Held(NodeId(str(n)), Slice(0, 4), "serving", "f32", Speed(), 0, 0, 9) for n in range(900)
     ]

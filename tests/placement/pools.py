@@ -93,25 +93,36 @@ def stage(
     free: int = 1000,
     compute: str = "f32",
     state: str = "serving",
+    whole: bool = False,
+    sample: float = 0.0,
 ) -> Held:
     return Held(
         node,
         Slice(start, stop),
         state,  # type: ignore[arg-type]
         compute,
-        Speed(layer_s=seconds, step_s=overhead),
+        Speed(layer_s=seconds, step_s=overhead, sample_s=sample),
         0,
         queue,
         free,
+        whole,
     )
 
 
-def chains(held: Sequence[Held], layers: int, start: int = 0) -> Iterator[tuple[Held, ...]]:
-    """Every way to lay whole slices end to end."""
+Ring = tuple[tuple[Held, Slice], ...]
+
+
+def rings(held: list[Held], layers: int, start: int = 0) -> Iterator[Ring]:
+    """Every way to run all layers, each node once."""
     if start == layers:
         yield ()
-        return
     for one in held:
-        if one.layers.start == start:
-            for rest in chains(held, layers, one.layers.stop):
-                yield (one, *rest)
+        if not one.layers.start <= start < one.layers.stop or one.whole > (
+            one.layers.start == start
+        ):
+            continue
+        others = [each for each in held if each is not one]
+        for stop in range(start + 1, one.layers.stop + 1):
+            if not one.whole or stop == one.layers.stop:
+                for rest in rings(others, layers, stop):
+                    yield ((one, Slice(start, stop)), *rest)

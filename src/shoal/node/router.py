@@ -4,29 +4,32 @@ which route.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 
 from msgspec.structs import replace
 
 from ..bus import StageOffer
-from ..errors import ModelNotFound, NoRoute, ShoalError
+from ..errors import ModelNotFound, ShoalError
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import Checkpoint
 from ..models.text import Tokenizer
-from ..pipeline import ANY_TOKEN, Plan, Stop
-from ..placement import Held, cheapest_route
-from ..units import NodeId, Slice
+from ..pipeline import ANY_TOKEN, Plan, Stop, Wish
+from ..pipeline.messages import Load
+from ..placement import Held, Trip
+from ..units import EXACT, ModelId, NodeId, Slice
+from .distances import NEARBY_S
+from .loads import Loads
+from .routing import Chooser, Session
 
-HOP_S = 0.0005  # one way, between two nodes whose distance nobody has measured
-WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 MAX_MODELS = 64  # that we speak of: strangers may announce names without end
 MAX_STAGES = 256  # that a route is chosen from: the search grows with the square of their number
 
 
 class Router:
-    """`offers` yields every stage that is announced, our own included; `doubtful` are nodes we
-    cannot reach now.
+    """`offers` yields every stage that is announced, our own included; `doubtful` are nodes that we
+    cannot reach now, `suspects` those that others say they cannot: without them if there is a way.
     """
 
     def __init__(
@@ -35,9 +38,14 @@ class Router:
         catalogue: Catalogue,
         offers: Callable[[], Iterator[tuple[NodeId, StageOffer]]],
         doubtful: Callable[[], frozenset[NodeId]],
+        *,
+        suspects: Callable[[], frozenset[NodeId]] = frozenset,
+        chooser: Chooser | None = None,
     ) -> None:
         self._me, self._catalogue = me, catalogue
-        self._offers, self._doubtful = offers, doubtful
+        self._offers, self._doubtful, self._suspects = offers, doubtful, suspects
+        self._chooser = chooser or Chooser(lambda a, b: NEARBY_S, time.monotonic)
+        self._loads = Loads(self._chooser.clock)
 
     def model_names(self) -> list[str]:
         """Models that somebody serves, without impostors of those we have the files of."""
@@ -73,43 +81,46 @@ class Router:
         return replace(offers[0], context_length=checkpoint.context_length)
 
     def is_ready(self, name: str) -> bool:
-        try:
-            self.plan(name, 1, frozenset())
-        except NoRoute:
-            return False
-        return True
+        return self._chooser.possible(*self._asked(Wish(name, 1)))
 
-    def plan(self, name: str, need_tokens: int, avoid: frozenset[NodeId]) -> Plan:
-        """The cheapest route around `avoid`. Raises NoRoute naming the layers that nobody holds."""
-        first = self.best_offer(name)
-        avoid |= self._doubtful()
-        held = [
-            Held(
-                node=node,
-                layers=offer.layers,
-                state=offer.state,
-                speed=offer.speed,
-                sessions=offer.sessions,
-                queue=offer.queue,
-                free_tokens=offer.free_tokens,
-                compute=offer.compute,
-                whole=offer.compute in WHOLE,
-            )
-            for node, offer in self._of(name)
-            if node not in avoid
-        ]
-        route = cheapest_route(
-            first.total_layers,
-            few_of_each(held, need_tokens),
-            latency=lambda a, b: 0.0 if a == b else HOP_S,
-            gateway=self._me,
-            need_tokens=need_tokens,
-            model=name,
-        )
-        stops = tuple(Stop(hop.node, hop.layers) for hop in route.stages)
-        checkpoint = self._catalogue.get(name)
+    def plan(self, wish: Wish) -> Plan:
+        """The route that a new session takes. Raises NoRoute naming the layers that nobody holds,
+        ModelNotFound when nobody serves the model at all.
+        """
+        session, held = self._asked(wish)
+        route = self._chooser.choose(session, held)
+        self._chooser.remember(session, route)
+        new = [node for node, _ in route.hops if node not in {stop.node for stop in wish.keep}]
+        self._loads.planned(new, session.model, wish.need_tokens)
+        stops = tuple(Stop(node, part) for node, part in route.hops)
+        checkpoint = self._catalogue.get(wish.model_name)
         vocab_size = checkpoint.vocab_size if checkpoint else ANY_TOKEN
-        return Plan(first.model, route.compute, stops, vocab_size)
+        return Plan(session.model, route.compute, stops, vocab_size)
+
+    def on_load(self, node: NodeId, model: ModelId, load: Load) -> None:
+        """A stage that opened a session for us says how busy it is."""
+        self._loads.told(node, model, load)
+
+    def _asked(self, wish: Wish) -> tuple[Session, list[Held]]:
+        """The wish in routing's terms, and who may be asked for it."""
+        first = self.best_offer(wish.model_name)
+        held = [self._loads.held(node, offer) for node, offer in self._of(wish.model_name)]
+        keep = frozenset(stop.node for stop in wish.keep)
+        return self._session(wish, first), few_of_each(held, wish.need_tokens, keep)
+
+    def _session(self, wish: Wish, first: StageOffer) -> Session:
+        trip = Trip(
+            layers=first.total_layers,
+            gateway=self._me,
+            need_tokens=wish.need_tokens,
+            work=self._chooser.config.work(len(wish.prompt_ids), wish.need_tokens),
+            avoid=wish.avoid | self._doubtful(),
+            keep=tuple((stop.node, stop.layers) for stop in wish.keep),
+            compute=wish.compute if wish.keep or wish.compute in EXACT else None,
+            model=wish.model_name,
+        )
+        names = self._chooser.affinity.names(first.model, wish.prompt_ids)
+        return Session(first.model, trip, names, self._suspects() - trip.avoid)
 
     def _of(self, name: str) -> list[tuple[NodeId, StageOffer]]:
         """The offers of one model. Two checkpoints may share a name: the gateway's tokenizer
@@ -127,11 +138,18 @@ class Router:
         return [(n, offer) for n, offer in offers if (offer.model, offer.total_layers) == wanted]
 
 
-def few_of_each(held: Collection[Held], need_tokens: int) -> list[Held]:
-    """At most MAX_STAGES of them: the best of every slice, then the second best, and so on."""
+def few_of_each(
+    held: Collection[Held], need_tokens: int, keep: frozenset[NodeId] = frozenset()
+) -> list[Held]:
+    """At most MAX_STAGES of them beside those to `keep`: the best of every slice, then the second
+    best, and so on.
+    """
+    if len(held) <= MAX_STAGES:
+        return list(held)
     places: defaultdict[tuple[str, Slice], int] = defaultdict(int)
     ranked: list[tuple[int, Held]] = []
     for stage in sorted(held, key=lambda one: (one.free_tokens < need_tokens, one.step_seconds)):
         ranked.append((places[stage.compute, stage.layers], stage))
         places[stage.compute, stage.layers] += stage.state == "serving"
-    return [stage for _, stage in sorted(ranked, key=lambda pair: pair[0])[:MAX_STAGES]]
+    best = [stage for _, stage in sorted(ranked, key=lambda pair: pair[0])[:MAX_STAGES]]
+    return [*best, *(stage for stage in held if stage.node in keep and stage not in best)]

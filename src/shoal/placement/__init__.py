@@ -12,9 +12,10 @@ from .capacity import Capacities, capacities, capacity
 from .choose import choose_slice
 from .coverage import coverable, coverage, covered, missing, weakest
 from .decide import decide
+from .expect import Network, Work
 from .model import Decision, Held, Member, ModelShape, Pool, Wanted
 from .plan import plan
-from .routes import Route, cheapest_route
+from .routes import Route, Trip, cheapest_route, route_seconds
 from .split import split
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "Held",
     "Member",
     "ModelShape",
+    "Network",
     "Pool",
     "Route",
+    "Trip",
     "Wanted",
+    "Work",
     "capacities",
     "capacity",
     "cheapest_route",
@@ -36,6 +40,7 @@ __all__ = [
     "decide",
     "missing",
     "plan",
+    "route_seconds",
     "split",
     "weakest",
 ]

@@ -1,135 +1,184 @@
-"""The cheapest ring of stages for one session."""
+"""The ring of stages on which a session is expected to take the least time."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from random import Random
 
 from ..errors import NoRoute
+from ..hardware import Speed
 from ..units import NodeId, Seconds, Slice
-from .coverage import covered, missing
+from .coverage import missing
+from .expect import CROWDED_S, Network, Work, stage_cost
 from .model import Held
+from .ring import Costs, Piece, cheapest_way, without
 
-Latency = Callable[[NodeId, NodeId], float]  # one way, seconds
+SPREAD = 0.05  # routes that take so much longer than the best are as good
 
-Cost = tuple[int, float, float, tuple[NodeId, ...]]  # stages without room, ring, ends, who
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """What a route is wanted for.
+
+    `keep` are stations that stay, with what each of them runs: only the layers between are planned.
+    """
+
+    layers: int
+    gateway: NodeId
+    need_tokens: int = 1  # the longest the session can become
+    work: Work = Work()
+    avoid: frozenset[NodeId] = frozenset()
+    keep: tuple[tuple[NodeId, Slice], ...] = ()
+    compute: str | None = None  # None = any class, but one for all of the ring
+    model: str = "this model"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Stages that together are the whole model, in the order of their layers."""
+    """Stages, and what each of them runs: together the whole model, in the order of its layers."""
 
     stages: tuple[Held, ...]
+    parts: tuple[Slice, ...]
     compute: str
-    seconds_per_token: Seconds  # once around the ring, queues and the way back to the head included
+    seconds: Seconds  # expected, for all of the session's work
 
     @property
     def hops(self) -> tuple[tuple[NodeId, Slice], ...]:
-        return tuple((stage.node, stage.layers) for stage in self.stages)
+        return tuple(zip((stage.node for stage in self.stages), self.parts, strict=True))
 
 
 def cheapest_route(
-    total_layers: int,
-    held: Sequence[Held],
-    latency: Latency,
-    gateway: NodeId,
-    need_tokens: int,
-    avoid: frozenset[NodeId] = frozenset(),
-    compute: str | None = None,
-    model: str = "this model",
+    trip: Trip, held: Sequence[Held], network: Network, chance: Random | None = None
 ) -> Route:
-    """The ring with the least time a token, of stages that serve, all of one compute class.
+    """The ring of stages that serve, all of one compute class, with the least expected time: the
+    stages' steps, prompt and queues, every hop, and the one from the last stage back to the first.
 
-    Time is each stage's layers, overhead and queue, each hop's latency and the hop from the last
-    stage back to the first. A stage with less KV room than `need_tokens` is a last resort. Among
-    equal rings the nearest to `gateway` is taken, then the smallest node ids.
-    Raises NoRoute, which says what is missing from `model`.
+    A stage may run a part of its layers, unless it is `whole`. One with less KV room than the
+    session may need is a last resort. With `chance` it is one of the routes that take at most
+    SPREAD longer than the best, so that gateways that decide alike do not all choose the same.
+    Raises NoRoute, which says what is missing from the model.
     """
+    usable = _usable(trip, held)
+    kept = _kept(trip, held)
+    classes: dict[str, list[Held]] = {}
+    for stage in usable:
+        if stage.state == "serving":
+            classes.setdefault(stage.compute, []).append(stage)
+    if kept:
+        classes = {kept[0].compute: classes.get(kept[0].compute, [])}
+    routes = [_ring(trip, kept, stages, network, chance) for _, stages in sorted(classes.items())]
+    found = [route for route in routes if route is not None]
+    if not found:
+        there = zip(kept, trip.keep, strict=True)
+        stay = [replace(stage, layers=part, state="serving") for stage, (_, part) in there]
+        raise no_route(trip.layers, [*usable, *stay], trip.model)
+    return min(found, key=lambda route: (crowded(route, trip.need_tokens), route.seconds))
+
+
+def _usable(trip: Trip, held: Iterable[Held]) -> list[Held]:
+    """Who may be asked, in an order that is the same everywhere."""
+    kept = {node for node, _ in trip.keep}
     usable = [
         stage
         for stage in held
-        if stage.node not in avoid
-        and stage.layers.stop <= total_layers
-        and compute in (None, stage.compute)
+        if stage.node not in trip.avoid
+        and stage.node not in kept
+        and stage.layers.stop <= trip.layers
+        and trip.compute in (None, stage.compute)
     ]
-    serving = [stage for stage in usable if stage.state == "serving"]
-    rings = _rings(total_layers, serving, _remembered(latency), gateway, need_tokens)
-    best = min(rings, key=lambda ring: (ring[0], ring[1][0].compute), default=None)
-    if best is None:
-        raise no_route(total_layers, usable, model)
-    (_, seconds, _, _), stages = best
-    return Route(stages, stages[0].compute, Seconds(seconds))
+    return sorted(usable, key=lambda stage: (stage.layers, stage.node))
 
 
-def _rings(
-    layers: int, serving: list[Held], latency: Latency, gateway: NodeId, need_tokens: int
-) -> Iterator[tuple[Cost, tuple[Held, ...]]]:
-    """The cheapest ring from each first stage, for each compute class."""
-    classes: dict[str, dict[int, list[Held]]] = defaultdict(lambda: defaultdict(list))
-    for stage in sorted(serving, key=lambda stage: (stage.layers, stage.node)):
-        classes[stage.compute][stage.layers.start].append(stage)
-    for by_start in classes.values():
-        for first in by_start[0]:
-            paths = _paths(layers, by_start, first, latency, need_tokens)
-            closed = [_closed(path, latency, gateway) for path in paths]
-            if closed:
-                yield min(closed, key=lambda ring: ring[0])
+def _kept(trip: Trip, held: Iterable[Held]) -> list[Held]:
+    """The stations that stay, as far as they are still announced."""
+    known = {(stage.node, stage.compute): stage for stage in held}
+    out: list[Held] = []
+    for node, part in trip.keep:
+        stages = [each for (who, how), each in known.items() if who == node]
+        right = [each for each in stages if trip.compute in (None, each.compute)]
+        out.append(right[0] if right else _unknown(node, part, trip.compute or ""))
+    return out
 
 
-Path = tuple[Cost, tuple[Held, ...]]
+def _unknown(node: NodeId, part: Slice, compute: str) -> Held:
+    return Held(node, part, "serving", compute, Speed(), 0, 0, 0)
 
 
-def _paths(
-    layers: int, by_start: dict[int, list[Held]], first: Held, latency: Latency, need_tokens: int
-) -> list[Path]:
-    """The cheapest path from `first` to each last stage. Stages are visited by their start."""
-    arrived: dict[int, dict[NodeId, Path]] = defaultdict(dict)  # by boundary and the node there
-    here = (int(first.free_tokens < need_tokens), first.step_seconds, 0.0, (first.node,))
-    arrived[first.layers.stop][first.node] = here, (first,)
-    for start in sorted(by_start):
-        before = list(arrived.get(start, {}).values())
-        for stage in by_start[start] if before else ():
-            path = _joined(before, stage, latency, need_tokens)
-            at_stop = arrived[stage.layers.stop]
-            if stage.node not in at_stop or path[0] < at_stop[stage.node][0]:
-                at_stop[stage.node] = path
-    return list(arrived[layers].values())
+def _ring(
+    trip: Trip,
+    kept: Sequence[Held],
+    stages: Sequence[Held],
+    network: Network,
+    chance: Random | None,
+) -> Route | None:
+    """The cheapest ring over the stations that stay and these stages."""
+    all_stages = [*kept, *stages]
+    pieces = [
+        Piece(len(kept) + place, stage.layers.start, stage.layers.stop, stage.whole)
+        for place, stage in enumerate(stages)
+    ]
+    for _, part in trip.keep:
+        pieces = without(pieces, part.start, part.stop, lambda piece: True)
+    pieces += [Piece(n, part.start, part.stop, True) for n, (_, part) in enumerate(trip.keep)]
+    costs = ring_costs(trip, all_stages, network, chance, len(kept))
+    way = cheapest_way(trip.layers, pieces, costs)
+    if way is None:
+        return None
+    chosen = tuple(all_stages[stage] for stage, _ in way[1])
+    parts = tuple(part for _, part in way[1])
+    seconds = route_seconds(trip, chosen, parts, network)
+    return Route(chosen, parts, all_stages[-1].compute, Seconds(seconds))
 
 
-def _joined(before: list[Path], stage: Held, latency: Latency, need_tokens: int) -> Path:
-    """The cheapest way to come to `stage`."""
+def ring_costs(
+    trip: Trip,
+    stages: Sequence[Held],
+    network: Network,
+    chance: Random | None = None,
+    stay: int = 0,  # so many of the first stages have their room already
+) -> Costs:
+    """What `route_seconds` adds up, for the search; with `chance` each stage is a little dearer.
 
-    def arrival(path: Path) -> tuple[int, float, tuple[NodeId, ...]]:
-        (crowded, seconds, _, nodes), _ = path
-        return crowded, seconds + latency(nodes[-1], stage.node), nodes
+    Because nothing is more than SPREAD dearer, what is cheapest then takes at most so much longer.
+    """
+    import numpy as np
 
-    path = min(before, key=arrival)
-    crowded, seconds, nodes = arrival(path)
-    crowded += stage.free_tokens < need_tokens
-    cost = (crowded, seconds + stage.step_seconds, 0.0, (*nodes, stage.node))
-    return cost, (*path[1], stage)
+    work, nodes = trip.work, tuple(stage.node for stage in stages)
+    each = [stage_cost(stage, work) for stage in stages]
+    dearer = np.array([1 + SPREAD * chance.random() if chance else 1.0 for _ in stages])
+    crowded = [n >= stay and stage.free_tokens < trip.need_tokens for n, stage in enumerate(stages)]
+    once, token = network.tables(nodes)
+    to_first = [network.pair(trip.gateway, node)[0] for node in nodes]
+    from_last = [network.pair(node, trip.gateway)[0] for node in nodes]
+    return Costs(
+        nodes,
+        fixed=np.array([cost.fixed for cost in each]) * dearer + np.array(crowded) * CROWDED_S,
+        layer=np.array([cost.layer for cost in each]) * dearer,
+        hop=(work.tokens * once + (work.prompt + work.tokens) * token) * dearer,
+        back=work.tokens * once,
+        first=np.array(to_first),
+        last=np.array([cost.sample for cost in each]) * dearer + np.array(from_last),
+    )
 
 
-def _closed(path: Path, latency: Latency, gateway: NodeId) -> Path:
-    """With the hop back to the head, and the gateway's distance from both ends."""
-    (crowded, seconds, _, nodes), stages = path
-    ends = latency(gateway, nodes[0]) + latency(nodes[-1], gateway)
-    return (crowded, seconds + latency(nodes[-1], nodes[0]), ends, nodes), stages
+def route_seconds(
+    trip: Trip, stages: Sequence[Held], parts: Sequence[Slice], network: Network
+) -> float:
+    """The time that a session is expected to take on this ring, without waiting for room."""
+    work = trip.work
+    costs = [stage_cost(stage, work) for stage in stages]
+    at_stages = sum(cost.seconds(part) for cost, part in zip(costs, parts, strict=True))
+    nodes = [stage.node for stage in stages]
+    hops = sum(network.hop(a, b, work) for a, b in pairwise(nodes))
+    ends = network.pair(trip.gateway, nodes[0])[0] + network.pair(nodes[-1], trip.gateway)[0]
+    return at_stages + costs[-1].sample + hops + network.back(nodes[-1], nodes[0], work) + ends
 
 
-def _remembered(latency: Latency) -> Latency:
-    """Asks once for each pair; a node is no way from itself."""
-    known: dict[tuple[NodeId, NodeId], float] = {}
-
-    def seconds(a: NodeId, b: NodeId) -> float:
-        if a == b:
-            return 0.0
-        if (a, b) not in known:
-            known[a, b] = latency(a, b)
-        return known[a, b]
-
-    return seconds
+def crowded(route: Route, need_tokens: int) -> int:
+    """How many of its stages have less room than the session may need."""
+    return sum(stage.free_tokens < need_tokens for stage in route.stages)
 
 
 def no_route(layers: int, usable: Sequence[Held], model: str) -> NoRoute:
@@ -147,15 +196,21 @@ def no_route(layers: int, usable: Sequence[Held], model: str) -> NoRoute:
             f"no route for {model}: nobody holds {named(gaps)}",
             hint=f"shoal up --model {model} on another machine",
         )
-    if covered(layers, serving):
+    if all(missing(layers, _serving_as(usable, one.compute)) for one in usable):
         return NoRoute(
             f"no route for {model}: its layers are held in different compute classes",
             hint="start the nodes with the same --dtype and --quant",
         )
     return NoRoute(
-        f"no route for {model}: its layers are all held, but the slices do not meet end to end",
+        f"no route for {model}: its layers are all held, but by engines that run all of their "
+        "layers or none, and these do not meet end to end",
         hint="pin them with --layers so that one starts where another stops",
     )
+
+
+def _serving_as(usable: Sequence[Held], compute: str) -> list[Slice]:
+    right = (stage for stage in usable if stage.compute == compute and stage.state == "serving")
+    return [stage.layers for stage in right]
 
 
 def named(slices: Iterable[Slice]) -> str:
