@@ -20,7 +20,7 @@ from shoal.events import ignore
 from shoal.identity import Identity
 from shoal.models.checkpoint import open_checkpoint
 from shoal.models.slice import load_slice
-from shoal.pipeline import Pipeline, Plan, StageKey, StageWorker
+from shoal.pipeline import Pipeline, Plan, StageKey, StageWorker, Wish
 from shoal.pipeline.messages import Message, from_frame, to_frame
 from shoal.pipeline.stage import StageSessions, StageSessionsConfig
 from shoal.transport import Frame, Links
@@ -96,8 +96,8 @@ class HostileNode:
         )
         self._config = config or StageSessionsConfig()
 
-    def _plan(self, name: str, tokens: int, avoid: frozenset[NodeId]) -> Plan:
-        if self.plan is None or avoid & {stop.node for stop in self.plan.stops}:
+    def _plan(self, wish: Wish) -> Plan:
+        if self.plan is None or wish.avoid & {stop.node for stop in self.plan.stops}:
             raise NoRoute("no route")
         return self.plan
 
@@ -111,6 +111,7 @@ class HostileNode:
             pool=PrefixPool(PAGES, PAGE),
             make_sampler=SamplerState,
             config=self._config,
+            layers=layers,
         )
         worker = StageWorker(
             StageKey(CHECKPOINT.model_id, "f32", layers),

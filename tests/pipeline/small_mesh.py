@@ -29,13 +29,27 @@ from shoal.pipeline.generation import (
     Stop,
     Tell,
 )
-from shoal.pipeline.messages import Close, Lost, Open, Opened, Preempted, Refused, Step, Tokens
+from shoal.pipeline.generation import Wish as RouteWish
+from shoal.pipeline.messages import (
+    Close,
+    Go,
+    Leaving,
+    Lost,
+    Open,
+    Opened,
+    Preempted,
+    Refused,
+    Resume,
+    Step,
+    Tokens,
+)
 from shoal.pipeline.stage import (
     Connect,
     Drop,
     Enqueue,
     Forward,
     Note,
+    Replay,
     Send,
     StageSessions,
     StageSessionsConfig,
@@ -89,6 +103,8 @@ class ToyNode:
     sessions: StageSessions
     guess: Callable[[Wish], tuple[int, ...]] | None = None
     forwards: int = 0
+    tokens: int = 0  # computed
+    leaving: bool = False
     ready: deque = field(default_factory=deque)
     cache: dict = field(default_factory=dict)
 
@@ -112,12 +128,13 @@ class ToyNode:
         hidden, sampled = [], []
         for row in rows:
             values = list(row.ids if row.wire is None else row.wire)
-            for number in self.layers:
+            self.tokens += row.count
+            for number in row.layers or self.layers:
                 values = [
                     self._layer(number, row, row.start + at, value)
                     for at, value in enumerate(values)
                 ]
-            hidden.append(values)
+            hidden.append(memoryview(bytes(values)))
             ends = values[-1 - len(row.draft) :]
             sampled.append(row.sampler.choose(ends, row.draft) if row.sampler else ())
         return hidden, sampled
@@ -145,6 +162,10 @@ class SmallMesh:
     gateway_share: float = 1.0
     window: int | None = None
     guess: Callable[[Wish], tuple[int, ...]] | None = None  # the first stages' drafter
+    history_bytes: int = 1 << 20
+    rewinds: bool = True
+    keeps: bool = True  # the planner knows what it is to keep stations
+    parts: bool = False  # stages run parts of their slices
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -157,6 +178,12 @@ class SmallMesh:
         self.delivered: list[list[int]] = []
         self.finished: list[Finish | None] = []
         self.now = 0.0
+        self.replays: list[tuple[NodeId, SessionId]] = []  # chunks that are under way
+        self.replayed = 0  # tokens
+        self.stalls = 0
+        self.kinds: list[str] = []  # of the routes taken
+        self.cut: set[frozenset[NodeId]] = set()  # pairs that cannot reach each other
+        self.paused: set[NodeId] = set()
         self.matched: list[PrefixMatched] = []
         self.preempted: list[int] = []  # generations, as often as they were sent away
         self._sessions = 0
@@ -178,7 +205,10 @@ class SmallMesh:
                 share_prefixes=self.share_prefixes,
                 gateway_share=self.gateway_share,
                 window=self.window,
+                history_bytes=self.history_bytes,
+                rewinds=self.rewinds,
             ),
+            layers=cut,
         )
         return ToyNode(name, cut, sessions, self.guess)
 
@@ -210,48 +240,76 @@ class SmallMesh:
         self._sessions += 1
         return SessionId(f"s{self._sessions}")
 
-    def plan(self, avoid: frozenset[NodeId]) -> Plan:
-        """Any chain of live stages, by chance."""
+    def plan(self, wish: RouteWish) -> Plan:
+        """Any chain of live stages around those that are kept, by chance."""
+        kept = {stop.layers.start: stop for stop in wish.keep if self.keeps}
+        starts = [*sorted(kept), LAYERS]
         stops, at = [], 0
         while at < LAYERS:
-            fits = [n for n in self.nodes.values() if n.layers.start == at and n.id not in avoid]
+            if at in kept:
+                stops.append(kept[at])
+                at = kept[at].layers.stop
+                continue
+            busy = {stop.node for stop in (*kept.values(), *stops)}
+            limit = next(start for start in starts if start > at)
+            fits = [
+                (n.id, part)
+                for n in self.nodes.values()
+                if n.id not in wish.avoid | busy and not n.leaving
+                for part in self._parts(n.layers, at, limit)
+            ]
             if not fits:
                 raise NoRoute(f"nobody holds layer {at}")
-            node = self.random.choice(fits)
-            stops.append(Stop(node.id, node.layers))
-            at = node.layers.stop
+            stops.append(Stop(*self.random.choice(fits)))
+            at = stops[-1].layers.stop
         return Plan(MODEL, "f32", tuple(stops))
 
+    def _parts(self, held: Slice, at: int, limit: int) -> list[Slice]:
+        if self.parts:
+            ends = range(at + 1, min(held.stop, limit) + 1) if held.start <= at else range(0)
+            return [Slice(at, stop) for stop in ends]
+        return [held] if held.start == at and held.stop <= limit else []
+
     def _gateway(self, index: int, instructions: list) -> None:
-        generation = self.generations[index]
         for instruction in instructions:
             match instruction:
                 case Tell(node, message, ids, digests):
                     self._send(self._gateways[index], node, (message, (ids, digests)))
-                case FindRoute(avoid):
-                    try:
-                        plan = self.plan(avoid)
-                    except ShoalError as error:
-                        self._gateway(index, generation.no_route(error))
-                    else:
-                        self._gateway(index, generation.route(plan))
+                case FindRoute(wishes, needed):
+                    self._find(index, wishes, needed)
                 case Deliver(sampled):
                     self.delivered[index].append(sampled.token)
                 case Finish():
                     assert self.finished[index] is None, "a generation ends once"
                     self.finished[index] = instruction
 
+    def _find(self, index: int, wishes: Sequence[RouteWish], needed: bool) -> None:
+        generation = self.generations[index]
+        for wish in wishes:
+            try:
+                plan = self.plan(wish)
+            except ShoalError as error:
+                missing = error
+                continue
+            instructions = generation.route(plan)
+            self.kinds.append(generation.kind)
+            self._gateway(index, instructions)
+            return
+        if needed:
+            self._gateway(index, generation.no_route(missing))
+
     # ---- the wire
 
     def _send(self, sender: NodeId, to: NodeId, item) -> None:
-        if to in self._gateways or to in self.nodes:
+        reached = frozenset((sender, to)) not in self.cut
+        if (to in self._gateways or to in self.nodes) and reached:
             self.links.setdefault((sender, to), deque()).append(item)
 
-    def _do(self, node: ToyNode, instructions: list) -> None:
+    def _do(self, node: ToyNode, instructions: list) -> None:  # noqa: C901 - one case each
         for instruction in instructions:
             match instruction:
                 case Connect(session, to):
-                    alive = to in self.nodes
+                    alive = to in self.nodes and frozenset((node.id, to)) not in self.cut
                     ready = (
                         node.sessions.connected(session, self.now)
                         if alive
@@ -262,6 +320,10 @@ class SmallMesh:
                     if isinstance(message, Preempted):
                         self._assert_for_an_older(node, message.session)
                     self._send(node.id, to, (message, ()))
+                case Replay(session, to, message, hidden):
+                    self.replayed += message.rows[0].count
+                    self._send(node.id, to, (message, [memoryview(hidden)]))
+                    self.replays.append((node.id, session))
                 case Enqueue(row):
                     node.ready.append(row)
                 case Drop(session):
@@ -288,11 +350,59 @@ class SmallMesh:
         gone = NodeId(name)
         self.nodes.pop(gone)
         self.forwards = deque(each for each in self.forwards if each[0] != gone)
+        self.replays = [each for each in self.replays if each[0] != gone]
         self.links = {key: queue for key, queue in self.links.items() if gone not in key}
         for node in list(self.nodes.values()):
             self._do(node, node.sessions.node_lost(gone, "killed", self.now))
         for index, generation in enumerate(self.generations):
             self._gateway(index, generation.node_lost(gone, "killed"))
+
+    def unlink(self, one: str, other: str) -> None:
+        """Two stages cannot reach each other any more; everybody else reaches both."""
+        pair = NodeId(one), NodeId(other)
+        self.cut.add(frozenset(pair))
+        for at, node in enumerate(pair):
+            self.links.pop((node, pair[1 - at]), None)
+        for at, node in enumerate(pair):
+            if node in self.nodes:
+                self._do(
+                    self.nodes[node],
+                    self.nodes[node].sessions.node_lost(pair[1 - at], "cut", self.now),
+                )
+
+    def pause(self, name: str) -> None:
+        """It stands still, and everybody takes it for dead; it does not know yet."""
+        gone = NodeId(name)
+        self.paused.add(gone)
+        for node in list(self.nodes.values()):
+            if node.id != gone:
+                self._do(node, node.sessions.node_lost(gone, "silent", self.now))
+        for index, generation in enumerate(self.generations):
+            self._gateway(index, generation.node_lost(gone, "silent"))
+
+    def wake(self, name: str) -> None:
+        """What it had sent and computed is late; then it finds that its links are gone."""
+        self.paused.discard(NodeId(name))
+
+    def find_links_gone(self, name: str) -> None:
+        node = self.nodes[NodeId(name)]
+        for other in sorted({*self.nodes, *self._gateways} - {node.id}):
+            self._do(node, node.sessions.node_lost(other, "silent", self.now))
+
+    def leave(self, name: str) -> None:
+        """It asks the gateways to move its sessions, and takes no new ones."""
+        node = self.nodes[NodeId(name)]
+        node.leaving = True
+        self._do(node, node.sessions.leave())
+
+    def lose_gateway(self, gateway: NodeId) -> None:
+        for node in self.nodes.values():
+            self._do(node, node.sessions.node_lost(gateway, "killed", self.now))
+        self.links = {key: queue for key, queue in self.links.items() if gateway not in key}
+        for index, each in enumerate(self._gateways):
+            if each == gateway:
+                self.generations[index].cancel()
+                self._gateways[index] = NodeId("nobody")
 
     def cancel(self, index: int) -> None:
         self._gateway(index, self.generations[index].cancel())
@@ -301,13 +411,16 @@ class SmallMesh:
 
     def turn(self) -> bool:
         """One thing happens, chosen by chance. False when nothing is left to happen."""
+        still = self.paused
         moves = [("deliver", key) for key, queue in self.links.items() if queue]
+        moves = [move for move in moves if not still & set(move[1])]
         moves += [
             ("step", node.id)
             for node in self.nodes.values()
-            if node.ready and not self._busy(node.id)
+            if node.ready and not self._busy(node.id) and node.id not in still
         ]
-        moves += [("finish", at) for at in range(len(self.forwards))]
+        moves += [("finish", at) for at, each in enumerate(self.forwards) if each[0] not in still]
+        moves += [("replay", at) for at, each in enumerate(self.replays) if each[0] not in still]
         if not moves:
             return self._patience_ends()
         kind, what = self.random.choice(moves)
@@ -317,6 +430,10 @@ class SmallMesh:
         elif kind == "step":
             node = self.nodes[what]
             self.forwards.append((what, node.step()))
+        elif kind == "replay":
+            name, session = self.replays.pop(what)
+            node = self.nodes[name]
+            self._do(node, node.sessions.replay_on(session, self.now))
         else:
             self._finish_forward(what)
         return True
@@ -325,11 +442,26 @@ class SmallMesh:
         return any(node == name for node, _ in self.forwards)
 
     def _patience_ends(self) -> bool:
-        waiting = [n for n in self.nodes.values() if n.sessions.next_deadline() is not None]
+        """Nobody has anything to do: those who wait give up, first who waits for pages, then
+        gateways, then stages that nobody tells how to go on.
+        """
+        awake = [n for n in self.nodes.values() if n.id not in self.paused]
+        waiting = [n for n in awake if n.sessions.next_deadline() is not None]
+        if not any(n.sessions.waiting for n in awake) and self._stalled():
+            return True
         for node in waiting:
             self.now = max(self.now, node.sessions.next_deadline() or 0.0)
             self._do(node, node.sessions.admit(self.now))
         return bool(waiting)
+
+    def _stalled(self) -> bool:
+        live = [at for at, finish in enumerate(self.finished) if finish is None]
+        live = [at for at in live if self._gateways[at] not in self.paused | {NodeId("nobody")}]
+        self.now += 10.0
+        for at in live:
+            self.stalls += 1
+            self._gateway(at, self.generations[at].stalled())
+        return bool(live)
 
     def _finish_forward(self, at: int) -> None:
         name, rows = self.forwards[at]
@@ -339,24 +471,29 @@ class SmallMesh:
         rest = []
         for instruction in node.sessions.finish(rows, sampled, self.now):
             if isinstance(instruction, Forward):
-                self._send(
-                    name,
-                    instruction.node,
-                    (instruction.message, [hidden[i] for i in instruction.rows]),
-                )
+                parts = [hidden[i] for i in instruction.rows]
+                if instruction.node is not None:
+                    self._send(name, instruction.node, (instruction.message, parts))
+                whole = memoryview(b"".join(parts))
+                rest += node.sessions.keep(instruction.message, whole)
             else:
                 rest.append(instruction)
         self._do(node, rest)
 
-    def _deliver(self, sender: NodeId, to: NodeId) -> None:
+    def _deliver(self, sender: NodeId, to: NodeId) -> None:  # noqa: C901 - one case each
         message, body = self.links[sender, to].popleft()
         if to in self._gateways:
             self._to_gateway(sender, to, message)
+        node = self.nodes.get(to)
+        if node is None:
             return
-        node = self.nodes[to]
         match message:
             case Open():
                 self._do(node, node.sessions.open(message, body[0], sender, self.now, body[1]))
+            case Resume():
+                self._do(node, node.sessions.resume(message, body[0], sender, self.now))
+            case Go():
+                self._do(node, node.sessions.go(message, sender, self.now))
             case Close(session):
                 self._do(node, node.sessions.close(session, sender, self.now, body[1]))
             case Step(rows):
@@ -366,7 +503,7 @@ class SmallMesh:
                 for entry in entries:
                     self._do(node, node.sessions.token(entry, sender, self.now))
 
-    def _to_gateway(self, sender: NodeId, to: NodeId, message) -> None:
+    def _to_gateway(self, sender: NodeId, to: NodeId, message) -> None:  # noqa: C901 - the same
         for index, generation in enumerate(self.generations):
             if self._gateways[index] != to:
                 continue
@@ -381,6 +518,8 @@ class SmallMesh:
                     self._gateway(index, generation.preempted(message, sender))
                 case Lost():
                     self._gateway(index, generation.stage_lost(message, sender))
+                case Leaving():
+                    self._gateway(index, generation.leaving(message, sender))
                 case Tokens(entries):
                     for entry in entries:
                         self._gateway(index, generation.token(entry, sender))

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from shoal.engine.request import Sampling
-from shoal.pipeline.messages import Open, Opened, Preempted, Refused
+from shoal.pipeline.messages import Load, Open, Opened, Preempted, Refused
 from shoal.pipeline.stage import Send
 from shoal.units import ModelId, NodeId, SessionId, Slice
 
@@ -160,7 +160,7 @@ def test_when_the_one_in_front_gives_up_those_behind_it_get_on() -> None:
         sessions.open(message, (1,) * known, GATEWAY, 0.0)
         told += sessions.connected(session, 0.0)
     opened = [each.message for each in told if isinstance(each, Send)]
-    assert opened == [Opened(SessionId("s0"))]
+    assert opened == [Opened(SessionId("s0"), load=Load(1, 0, 12))]
     late = [each.message for each in sessions.admit(5.0) if isinstance(each, Send)]
     assert [type(each) for each in late] == [Refused, Opened]
 

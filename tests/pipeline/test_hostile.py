@@ -289,14 +289,18 @@ async def test_a_gateway_that_takes_no_answer_ends_its_session_and_not_the_worke
         assert len(await answer(node)) == 4
 
 
-async def test_a_next_hop_that_leaves_in_the_middle_ends_its_session_and_not_the_worker() -> None:
+async def test_a_next_hop_that_leaves_in_the_middle_costs_only_its_session_a_moment() -> None:
     async with hostile_node() as node:
         node.receive(MALLORY, middle(ONE, next=BOB))
         node.links.draining[BOB] = asyncio.get_running_loop().create_future()
         node.receive(MALLORY, Step((RowEntry(ONE, 0, 2),)), rows(2))
         await node.until(lambda: node.links.to(BOB, Step))
         node.links.draining[BOB].set_exception(LinkClosed("gone"))
-        await node.until(lambda: not pages_used(node))
+        await node.until(lambda: node.links.to(MALLORY, Lost))
+        assert node.links.to(MALLORY, Lost) == [Lost(ONE, BOB, "gone", kept=True)]
+        assert pages_used(node) > 0
+        node.receive(MALLORY, Close(ONE))
+        assert pages_used(node) == 0
         assert len(await answer(node)) == 4
 
 

@@ -19,7 +19,7 @@ from shoal.hardware import Speed
 from shoal.identity import Identity
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
-from shoal.pipeline import Pipeline, Plan, Request, Serving, ServingConfig, Stop, Stream
+from shoal.pipeline import Pipeline, Plan, Request, Serving, ServingConfig, Stop, Stream, Wish
 from shoal.transport import Contact, Links, MemoryConfig, MemoryNetwork
 from shoal.units import NodeId, Quant, Slice
 from tests.models.families import DENSE
@@ -63,20 +63,25 @@ class Mesh:
         self.members: list[Member] = []
         self.contacts: dict[NodeId, Contact] = {}
 
-    def plan(self, model: str, need: int, avoid: frozenset[NodeId]) -> Plan:
+    def plan(self, wish: Wish) -> Plan:
+        kept = {stop.layers.start: stop for stop in wish.keep}
         stops: list[Stop] = []
         while not stops or stops[-1].layers.stop < 4:
             start = stops[-1].layers.stop if stops else 0
+            if start in kept:
+                stops.append(kept[start])
+                continue
             fits = [
                 (member, served)
                 for member in self.members
                 for served in member.serving.slices
-                if served.layers.start == start and member.id not in avoid
+                if served.layers.start == start and member.id not in wish.avoid
             ]
             if not fits:
                 raise NoRoute(f"nobody holds layer {start}")
             member, served = fits[0]
             stops.append(Stop(member.id, served.layers))
+        served = next(each for member in self.members for each in member.serving.slices)
         return Plan(served.checkpoint.model_id, served.compute, tuple(stops))
 
 

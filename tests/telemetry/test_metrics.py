@@ -14,6 +14,7 @@ from shoal.events import (
     PagesChanged,
     PeerFault,
     PrefixMatched,
+    Recovered,
     RelayChanged,
     RequestDone,
     RequestStarted,
@@ -90,14 +91,18 @@ def test_the_mesh_is_counted_by_members_not_by_messages() -> None:
         RelayChanged("wss://b", False),
         PeerFault(None, "bad_frame", 1),
         RouteTaken(SessionId("a"), (), 1),
-        RouteTaken(SessionId("a"), (), 2),
+        RouteTaken(SessionId("a"), (), 2, "queued"),
+        RouteTaken(SessionId("a"), (), 3, "replayed"),
+        Recovered(SessionId("a"), "replayed", 0.3, 12),
     ):
         hub.emit(event)
     assert value(metrics, "shoal_nodes") == 1
     assert value(metrics, "shoal_links") == 1
     assert value(metrics, "shoal_relays_connected") == 1
     assert value(metrics, "shoal_peer_faults_total", code="bad_frame") == 1
-    assert value(metrics, "shoal_recoveries_total") == 1
+    assert value(metrics, "shoal_recoveries_total", kind="replayed") == 1
+    assert value(metrics, "shoal_recoveries_total", kind="queued") is None
+    assert value(metrics, "shoal_recovery_gap_seconds_sum", kind="replayed") == 0.3
 
 
 def test_a_stage_reports_its_steps_and_its_cache() -> None:

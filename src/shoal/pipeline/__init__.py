@@ -4,14 +4,16 @@ dies.
 Knows: routes, sessions, stages, token ids, who sends what to whom. Does not know: text, prices, how
 a route is chosen, how a layer is computed, what a connection is. The protocol is pure: `table.py`
 and `stage.py` are the stage's side of a session, `admission.py` says who gets pages,
-`generation.py` is the gateway's side; `worker.py` and `gateway.py` merely carry. Start reading at
+`generation.py` is the gateway's side, `recovery.py` and `resuming.py` are what they do when a route
+breaks; `worker.py` and `gateway.py` merely carry. Start reading at
 `messages.py`.
 """
 
 from .fronted import FrontedWorker, next_wait
-from .gateway import Gateway, Planner, Stream
-from .generation import ANY_TOKEN, GenerationConfig, Plan, Request, Stop
+from .gateway import Gateway, Stream
 from .loading import ServingConfig, import_engine
+from .messages import Load
+from .plans import ANY_TOKEN, GenerationConfig, Plan, Planner, Request, Stop, Wish
 from .service import Pipeline
 from .serving import Served, Serving
 from .worker import StageKey, StageWorker
@@ -21,6 +23,7 @@ __all__ = [
     "FrontedWorker",
     "Gateway",
     "GenerationConfig",
+    "Load",
     "Pipeline",
     "Plan",
     "Planner",
@@ -32,6 +35,7 @@ __all__ = [
     "StageWorker",
     "Stop",
     "Stream",
+    "Wish",
     "import_engine",
     "next_wait",
 ]

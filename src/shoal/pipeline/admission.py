@@ -137,6 +137,30 @@ class Admission:
 
     # ---- letting go
 
+    def rest(self, this: Session) -> None:
+        """It wants nothing until it is told how to go on."""
+        self._wanting.pop(this.open.session, None)
+
+    def stay(self, this: Session) -> None:
+        """It has another name."""
+        self._holders[this.open.session] = this
+
+    def rewind(self, this: Session, tokens: int) -> None:
+        """Go on after its first `tokens`, or from 0 where these are not all there any more. Then
+        its pages are let go: others may find them, so they are not for it to write again.
+        """
+        window, page = self.config.window, self.pool.page_size
+        reach = 0 if window is None else max(0, tokens - window + 1) // page
+        if tokens > this.computed or this.named * page > tokens or reach < this.gone:
+            tokens = 0
+        if tokens == 0 and (this.named or this.gone):
+            kept = this.pages[this.gone :]
+            self._held[this.gateway] -= len(kept)
+            self.pool.release(kept)
+            this.pages, this.gone, this.named = (), 0, 0
+        this.position = this.computed = tokens
+        this.draft = ()
+
     def trim(self, this: Session, tokens: int) -> None:
         """It computes more than its pages would have spared it: those from `tokens` on, which it
         shares, are not for it to write.

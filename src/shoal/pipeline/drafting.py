@@ -69,8 +69,8 @@ class Guesses:
         drafted = list(rows)
         for at, draft in drafts.items():
             row = drafted[at] = with_draft(rows[at], draft, self.vocab_size)
-            this = self.sessions[row.session]
-            if this.position == rows[at].stop:
+            this = self.sessions.get(row.session)  # none where it has another name by now
+            if this is not None and this.position == rows[at].stop:
                 this.position, this.draft = row.stop, row.draft
         return drafted
 

@@ -5,32 +5,42 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Self
 
 from ..engine.request import Sampled
 from ..errors import LinkClosed, LocalError, Overloaded, ShoalError
-from ..events import Emit, FirstToken, RequestDone, RequestStarted, RouteTaken
+from ..events import Emit, FirstToken, Recovered, RequestDone, RequestStarted, RouteTaken
 from ..transport import Links
-from ..units import NodeId, SessionId
-from .generation import (
+from ..units import ModelId, NodeId, SessionId
+from .generation import Generation
+from .messages import (
+    Leaving,
+    Load,
+    Lost,
+    Open,
+    Opened,
+    Preempted,
+    Refused,
+    TokenEntry,
+    pack_ids,
+    to_frame,
+)
+from .plans import (
     Deliver,
     FindRoute,
     Finish,
-    Generation,
     GenerationConfig,
     Instruction,
     Plan,
+    Planner,
     Request,
     Tell,
+    Wish,
 )
-from .messages import Lost, Open, Opened, Preempted, Refused, TokenEntry, pack_ids, to_frame
 
-Planner = Callable[
-    [str, int, frozenset[NodeId]], Plan
-]  # (model name, tokens needed, nodes to avoid) or NoRoute
-
+OnLoad = Callable[[NodeId, ModelId, Load], None]
 
 LOOKS = 8  # for a route that may be whole again
 
@@ -52,7 +62,10 @@ class Stream:
         self.live: SessionId | None = None  # the session that the gateway listens to
         self.settled = asyncio.Event()  # every stage is open, or the generation is over
         self.error: ShoalError | None = None
-        self.speaks = False  # a token has come
+        self.first_at: float | None = None  # when the first token came
+        self.spoke_at = self.started  # when the newest one did
+        self.attempt = 0  # the route that we told of
+        self.mending = False  # no token has come since a route broke
 
     @property
     def plan(self) -> Plan | None:
@@ -98,8 +111,10 @@ class Gateway:
         config: GenerationConfig | None = None,
         wall_clock: Callable[[], float] = time.time,
         draw: Callable[[int], bytes] = secrets.token_bytes,
+        on_load: OnLoad = lambda node, model, load: None,
     ) -> None:
         self.clock = clock
+        self._on_load = on_load
         self._draw = draw
         self._links, self._planner, self._emit = links, planner, emit
         self._config = config or GenerationConfig()
@@ -142,6 +157,8 @@ class Gateway:
 
     def opened(self, message: Opened, sender: NodeId) -> None:
         if stream := self._streams.get(message.session):
+            if message.load is not None and stream.plan is not None:
+                self._on_load(sender, stream.plan.model, message.load)
             self._answered(stream, partial(stream.generation.opened, message, sender))
 
     def refused(self, message: Refused, sender: NodeId) -> None:
@@ -168,6 +185,10 @@ class Gateway:
         if stream := self._streams.get(message.session):
             self._do(stream, stream.generation.stage_lost(message, sender))
 
+    def leaving(self, message: Leaving, sender: NodeId) -> None:
+        if stream := self._streams.get(message.session):
+            self._do(stream, stream.generation.leaving(message, sender))
+
     def node_lost(self, node: NodeId, why: str) -> None:
         for stream in list(self._all.values()):
             self._do(stream, stream.generation.node_lost(node, why))
@@ -175,18 +196,15 @@ class Gateway:
     # ---- instructions out
 
     def _do(self, stream: Stream, instructions: list[Instruction]) -> None:
+        self._follow(stream)
         for instruction in instructions:
             match instruction:
                 case Tell():
                     self._tell(stream, instruction)
-                case FindRoute(avoid):
-                    self._find_route(stream, avoid)
+                case FindRoute(wishes, needed):
+                    self._find_route(stream, wishes, needed)
                 case Deliver(sampled):
-                    if not stream.speaks:
-                        stream.speaks = True
-                        name = stream.generation.request.model_name
-                        self._emit(FirstToken(stream.id, name, self.clock() - stream.started))
-                    stream.put(sampled)
+                    self._deliver(stream, sampled)
                 case Finish():
                     self._finish(stream, instruction)
         if stream.generation.state in ("running", "over"):
@@ -207,21 +225,47 @@ class Gateway:
         loop = asyncio.get_running_loop()
         loop.call_soon(lambda: self._do(stream, stream.generation.node_lost(node, error.message)))
 
-    def _find_route(self, stream: Stream, avoid: frozenset[NodeId]) -> None:
-        generation = stream.generation
-        try:
-            plan = self._planner(generation.request.model_name, generation.needed_tokens, avoid)
-        except LocalError as error:
-            if not self._waits_for_a_link(stream):
-                self._do(stream, generation.no_route(error))
+    def _follow(self, stream: Stream) -> None:
+        """A route is tried under an id of its own."""
+        generation, now = stream.generation, self.clock()
+        if generation.session != stream.live and generation.state != "over":
+            self._listen(stream, generation.session)
+        if generation.attempt == stream.attempt or generation.plan is None:
             return
-        stream.looks = 0
-        stream.progress = self.clock()  # each route has the whole patience
-        instructions = generation.route(plan)
-        self._listen(stream, generation.session)
-        route = tuple((stop.node, stop.layers) for stop in plan.stops)
-        self._emit(RouteTaken(stream.id, route, generation.attempt))
-        self._do(stream, instructions)
+        stream.attempt = generation.attempt
+        stream.looks, stream.progress = 0, now  # each route has the whole patience
+        if generation.kind in ("recomputed", "replayed", "handed over") and not stream.mending:
+            stream.mending = True
+            stream.spoke_at = stream.spoke_at if generation.output else now
+        route = tuple((stop.node, stop.layers) for stop in generation.plan.stops)
+        self._emit(RouteTaken(stream.id, route, generation.attempt, generation.kind))
+
+    def _deliver(self, stream: Stream, sampled: Sampled) -> None:
+        now, generation = self.clock(), stream.generation
+        if stream.first_at is None:
+            stream.first_at = now
+            self._emit(FirstToken(stream.id, generation.request.model_name, now - stream.started))
+        if stream.mending:
+            stream.mending = False
+            gap = now - stream.spoke_at
+            self._emit(Recovered(stream.id, generation.kind, gap, generation.replayed))
+        stream.spoke_at = now
+        stream.put(sampled)
+
+    def _find_route(self, stream: Stream, wishes: Sequence[Wish], needed: bool) -> None:
+        """The first of them that can be had."""
+        generation = stream.generation
+        plan: Plan | None = None
+        for wish in wishes:
+            try:
+                plan = self._planner(wish)
+                break
+            except LocalError as error:
+                missing: ShoalError = error
+        if plan is not None:
+            self._do(stream, generation.route(plan))
+        elif needed and not self._waits_for_a_link(stream):
+            self._do(stream, generation.no_route(missing))
 
     def _waits_for_a_link(self, stream: Stream) -> bool:
         """A route that broke may be whole again in a moment: a link that fell silent because a
@@ -239,7 +283,7 @@ class Gateway:
         generation = stream.generation
         if stream.id in self._all and generation.state == "routing":
             back = frozenset(node for node in generation.lost if self._links.is_connected(node))
-            self._find_route(stream, generation.avoid - back)
+            self._do(stream, generation.look_again(back))
 
     def _listen(self, stream: Stream, session: SessionId | None) -> None:
         if stream.live is not None:
@@ -264,10 +308,22 @@ class Gateway:
     # ---- nothing hangs
 
     def _patience(self, stream: Stream) -> float:
+        """A stream that is silent for many times its usual pace has stalled; a prompt takes its
+        time.
+        """
         config, generation = self._config, stream.generation
-        if generation.state != "opening":
-            return config.stall_timeout_s
-        return config.answer_timeout_s + (config.queue_patience_s if generation.patient else 0.0)
+        if generation.state == "opening":
+            asked = config.answer_timeout_s
+            if generation.mending:  # they answer when their forward has ended
+                return 2 * asked
+            return asked + (config.queue_patience_s if generation.patient else 0.0)
+        if stream.first_at is None or stream.mending:
+            known = len(generation.request.prompt_ids) + len(generation.output)
+            wanted = config.stall_s + config.prompt_patience_s * known
+        else:
+            pace = (stream.spoke_at - stream.first_at) / len(generation.output)
+            wanted = max(config.stall_s, config.stall_paces * pace)
+        return min(wanted, config.stall_timeout_s)
 
     def _arm(self, stream: Stream, delay_s: float) -> None:
         loop = asyncio.get_running_loop()

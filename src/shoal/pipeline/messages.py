@@ -67,6 +67,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     )
     digests: _Tokens = 0  # how many
     prefix_tokens: _Tokens = 0  # so many tokens at most may be left uncomputed
+    hold: bool = False  # once opened, it begins with Go
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.patience_s) and self.patience_s >= 0):
@@ -77,13 +78,23 @@ class Open(msgspec.Struct, frozen=True, tag=True):
             raise ValueError("the last known token is always computed")
 
 
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How busy a stage is: sessions that run, sessions that wait, tokens that it has pages for."""
+
+    sessions: _Tokens = 0
+    queue: _Tokens = 0
+    free_tokens: _Tokens = 0
+
+
 class Opened(msgspec.Struct, frozen=True, tag=True):
     """Stage -> gateway: the session is here, and with it so many tokens of its prefix, in whole
-    pages.
+    pages; after a Resume any number, and what it sent on of those from `kept_from` on is kept.
     """
 
     session: _Session
     prefix_tokens: _Tokens = 0
+    kept_from: _Tokens = 0
+    load: Load | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -170,15 +181,53 @@ class Preempted(msgspec.Struct, frozen=True, tag=True):
 
 class Lost(msgspec.Struct, frozen=True, tag=True):
     """Stage -> gateway: this session cannot go on here. `node` is whom we could not reach, or
-    ourselves.
+    ourselves. What is `kept` waits for a moment for Resume.
     """
 
     session: _Session
     node: _Node
     message: _Text
+    kept: bool = False
 
 
-Message = Open | Opened | Refused | Step | Tokens | Close | Preempted | Lost
+class Leaving(msgspec.Struct, frozen=True, tag=True):
+    """Stage -> gateway: this session runs, but should go on without us soon."""
+
+    session: _Session
+
+
+class Resume(msgspec.Struct, frozen=True, tag=True):
+    """Gateway -> stage that goes on: the session has a new route, and so a new id. What waits here
+    is dropped, what was computed of the known tokens but the last is kept, and answered with
+    Opened. Body: token ids, as in Open.
+    """
+
+    session: _Session
+    renamed: _Session
+    known_tokens: _Tokens
+    output_tokens: _Tokens
+    previous: _Node
+    next: _Node
+
+    def __post_init__(self) -> None:
+        if not max(1, self.output_tokens) <= self.known_tokens:
+            raise ValueError("output_tokens are among known_tokens")
+        if self.session == self.renamed:
+            raise ValueError("each route is tried under an id of its own")
+
+
+class Go(msgspec.Struct, frozen=True, tag=True):
+    """Gateway -> stage, once all stages of a route that was mended are there. The next stage has
+    all tokens before `send_from`: those after it that we sent are sent again. `redo`: we have not
+    kept them, and compute everything again.
+    """
+
+    session: _Session
+    send_from: _Tokens = 0
+    redo: bool = False
+
+
+Message = Open | Opened | Refused | Step | Tokens | Close | Preempted | Lost | Leaving | Resume | Go
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..engine.request import Sampling
 from ..errors import BadMessage, InvalidRequest, Overloaded
-from ..units import NodeId
+from ..units import NodeId, Slice
 from .messages import Open, Refused, one_line
 from .session import Send
 
@@ -22,21 +22,21 @@ MakeSampler = Callable[[Sampling, Sequence[int], Sequence[int]], "SamplerState"]
 class Opening:
     """`most_tokens` is the longest that a session can ever be here."""
 
-    first: bool
-    last: bool
+    begins: Callable[[Slice], bool]  # whether who runs these layers is the first stage
+    ends: Callable[[Slice], bool]
     vocab_size: int
     most_tokens: int
     make_sampler: MakeSampler
 
     def check(self, message: Open, ids: Sequence[int]) -> None:
         """Raises BadMessage where no honest gateway could have sent this."""
-        if self.first and len(ids) != message.known_tokens:
+        if self.begins(message.layers) and len(ids) != message.known_tokens:
             raise BadMessage(
                 f"the first stage needs {message.known_tokens} token ids, got {len(ids)}"
             )
         if len(ids) not in (0, message.output_tokens, message.known_tokens):
             raise BadMessage("token ids must be all known ones, the output's, or none")
-        if self.last and message.sampling is None:
+        if self.ends(message.layers) and message.sampling is None:
             raise BadMessage("the last stage needs the sampling settings")
 
     def impossible(self, message: Open, ids: Sequence[int]) -> str:
@@ -52,7 +52,7 @@ class Opening:
         self, message: Open, ids: Sequence[int], gateway: NodeId
     ) -> SamplerState | Send | None:
         """None but on a last stage; a refusal where the grammar cannot be had."""
-        if not self.last or message.sampling is None:
+        if not self.ends(message.layers) or message.sampling is None:
             return None
         prompt_tokens = len(ids) - message.output_tokens
         try:

@@ -210,7 +210,8 @@ class Serving:
             context_length=checkpoint.context_length,
             pool=pool(stage.config.pages, stage.config.page_size),
             make_sampler=loaded.samplers,
-            config=self._sessions_config(cast("Stage", stage)),
+            config=self._sessions_config(cast("Stage", stage), compute),
+            layers=layers,
         )
         return StageWorker(
             StageKey(checkpoint.model_id, compute, layers),
@@ -226,13 +227,14 @@ class Serving:
             ),
         )
 
-    def _sessions_config(self, stage: Stage) -> StageSessionsConfig:
+    def _sessions_config(self, stage: Stage, compute: Compute) -> StageSessionsConfig:
         """A running state is one session's: nobody goes on from another's, and each has a slot."""
         usual = StageSessionsConfig()
         return StageSessionsConfig(
             gateway_share=self._config.gateway_share,
             window=getattr(stage, "window", None),
             share_prefixes=not stage.keeps_states,
+            rewinds=not stage.keeps_states and compute != "gguf",  # llama.cpp knows ids, not pages
             max_sessions=stage.config.slots if stage.keeps_states else usual.max_sessions,
         )
 

@@ -11,7 +11,18 @@ from ..engine.rows import Row
 from ..events import PrefixMatched, SessionPreempted
 from ..units import NodeId, SessionId
 from .drafting import Drafting, fits_draft
-from .messages import Lost, Open, Opened, Preempted, Refused, RowEntry, Step, TokenEntry, Tokens
+from .messages import (
+    Leaving,
+    Lost,
+    Open,
+    Opened,
+    Preempted,
+    Refused,
+    RowEntry,
+    Step,
+    TokenEntry,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from ..engine.sampling import SamplerState
@@ -28,16 +39,28 @@ class Connect:
 @dataclass(frozen=True, slots=True)
 class Send:
     node: NodeId
-    message: Opened | Refused | Lost | Preempted | Tokens
+    message: Opened | Refused | Lost | Leaving | Preempted | Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send the hidden states of these rows (indices into the step) to the next hop."""
+    """Send the hidden states of these rows (indices into the step) to the next hop, if there is one
+    that wants them, and hand them to `keep`.
+    """
 
-    node: NodeId
+    node: NodeId | None
     message: Step
     rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Send these hidden states, which were kept; call `replay_on` when they are on their way."""
+
+    session: SessionId
+    node: NodeId
+    message: Step
+    hidden: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +82,16 @@ class Note:
     event: PrefixMatched | SessionPreempted
 
 
-Instruction = Connect | Send | Forward | Enqueue | Drop | Note
+Instruction = Connect | Send | Forward | Replay | Enqueue | Drop | Note
+
+# connecting -> waiting (for pages) -> running. Where the route is mended, before it runs again:
+# suspended (a neighbour is gone) -> settling (Resume came, a forward has to end) -> rejoining (the
+# link to the new next hop is made) -> held (until Go) -> replaying (what the next hop lacks)
+State = Literal[
+    "connecting", "waiting", "running",
+    "suspended", "settling", "rejoining", "held", "replaying",
+]  # fmt: skip
+QUIET: frozenset[State] = frozenset({"suspended", "settling", "rejoining", "held"})
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -73,6 +105,11 @@ class StageSessionsConfig:
     share_prefixes: bool = True  # False where a page alone is not all that a layer remembers
     max_patience_s: float = 120.0
     grace_s: float = 5.0  # for who waits for no more than the end of a forward
+    resume_grace_s: float = (
+        15.0  # so long a session whose route broke waits to be told how to go on
+    )
+    rewinds: bool = True  # False where a stage cannot go back to an earlier token
+    history_bytes: int = 256 << 20  # what was sent on, of all sessions together
     idle_s: float = 600.0  # no row for so long: its gateway, which would have given up, is silent
     gateway_share: float = 1.0  # of sessions and pages, for one node other than ourselves
 
@@ -89,7 +126,7 @@ class Session:
     digests: Sequence[bytes]  # of the whole pages of the known tokens; of all of them at the end
     deadline: float = 0.0
     touched: float = 0.0  # when it last got on
-    state: Literal["connecting", "waiting", "running"] = "connecting"
+    state: State = "connecting"
     pages: tuple[int, ...] = ()
     gone: int = 0  # of the first pages, those given back early
     named: int = 0  # of the pages, those that others may find
@@ -101,12 +138,22 @@ class Session:
     pending: deque[Row] = field(default_factory=deque)
     sampler: SamplerState | None = None
     computing: int = 0  # rows of ours in the running forward
+    unkept: int = 0  # rows that were computed and not yet handed to `keep`
+    held: deque[tuple[RowEntry, memoryview]] = field(default_factory=deque)  # they came before Go
+    send_from: int = 0  # the next hop has all tokens before
+    replay_from: int = 0  # of those it lacks, the first that was not sent again
+    resumed: bool = False  # on another route than that which its digests name
     closed: bool = False
 
     @property
     def age(self) -> tuple[int, NodeId, SessionId]:
         """The lower, the older: the same order at every stage."""
         return self.open.born, self.gateway, self.open.session
+
+    @property
+    def quiet(self) -> bool:
+        """It waits for its gateway to say how to go on."""
+        return self.state in QUIET
 
     @property
     def sure(self) -> int:

@@ -22,6 +22,7 @@ from ..engine.request import Sampled
 from ..engine.rows import Row
 from ..units import NodeId, SessionId
 from .messages import Lost, RowEntry, Step, TokenEntry, one_line, tokens_in_frames
+from .resuming import ResumingSessions
 from .session import (
     Connect,
     Drop,
@@ -29,11 +30,13 @@ from .session import (
     Forward,
     Instruction,
     Note,
+    Replay,
     Send,
     Session,
     StageSessionsConfig,
 )
-from .table import SessionTable
+
+HEARS = ("running", "held", "replaying")
 
 __all__ = [
     "Connect",
@@ -42,6 +45,7 @@ __all__ = [
     "Forward",
     "Instruction",
     "Note",
+    "Replay",
     "Send",
     "StageSessions",
     "StageSessionsConfig",
@@ -49,7 +53,7 @@ __all__ = [
 
 
 @dataclass
-class StageSessions(SessionTable):
+class StageSessions(ResumingSessions):
     """The sessions of one stage, those that run above all: rows and tokens in, results out."""
 
     # ---- running
@@ -70,7 +74,7 @@ class StageSessions(SessionTable):
         the frame was under way; a stranger is not heard.
         """
         this = self._sessions.get(session)
-        heard = this is not None and not this.closed and this.state == "running"
+        heard = this is not None and not this.closed and this.state in HEARS
         return this if heard and this is not None and sender == this.open.previous else None
 
     def receive(
@@ -78,8 +82,10 @@ class StageSessions(SessionTable):
     ) -> list[Instruction]:
         """Rows from the stage before us. It may compute more of a prefix than we would have to."""
         this = self._from(sender, entry.session)
-        if this is None or self.first:
+        if this is None or self.begins(this.open.layers):
             return []
+        if this.state != "running":
+            return self._hold(this, entry, hidden, now)
         out: list[Instruction] = []
         if not this.begun and entry.start in range(0, this.position + 1, self.pool.page_size):
             self._pages.trim(this, entry.start)
@@ -94,12 +100,14 @@ class StageSessions(SessionTable):
     ) -> list[Instruction]:
         """The stage before us sent rows that are not of our model."""
         this = self._from(sender, session)
-        return self.fail(session, why, now, blame=sender) if this and not self.first else []
+        if this is None or self.begins(this.open.layers):
+            return []
+        return self.fail(session, why, now, blame=sender)
 
     def token(self, entry: TokenEntry, sender: NodeId, now: float) -> list[Instruction]:
         """The last stage chose a token, or several: the first stage computes the last one next."""
         this = self._from(sender, entry.session)
-        if this is None or not self.first:
+        if this is None or this.state != "running" or not self.begins(this.open.layers):
             return []  # perhaps meant for the gateway on this same node
         if why := this.unexpected(entry, self.vocab_size):
             return self.fail(entry.session, why, now, blame=sender)
@@ -123,11 +131,11 @@ class StageSessions(SessionTable):
         One Forward per next hop, mostly one Tokens per reader.
         """
         freed = False
-        steps: dict[NodeId, tuple[list[RowEntry], list[int]]] = {}
+        steps: dict[NodeId | None, tuple[list[RowEntry], list[int]]] = {}
         tokens: dict[NodeId, list[TokenEntry]] = {}
         out: list[Instruction] = []
         for index, (row, chosen) in enumerate(zip(rows, sampled, strict=True)):
-            this = self._sessions[row.session]
+            this = self._whose(row.session)
             this.computing -= 1
             this.touched, this.computed = now, row.stop - len(row.draft)
             self._pages.name(this)
@@ -137,12 +145,14 @@ class StageSessions(SessionTable):
                 if this.computing == 0:
                     self._release(this)
                     freed = True
-            elif not self.last:
-                entries, indices = steps.setdefault(this.open.next, ([], []))
+            elif not self.ends(this.open.layers):
+                entries, indices = steps.setdefault(self._reader(this, row), ([], []))
                 entries.append(RowEntry(row.session, row.start, row.count, tuple(row.draft)))
                 indices.append(index)
-            elif chosen:
+                this.unkept += 1
+            elif chosen and row.session == this.open.session:
                 self._report(this, row, chosen, tokens)
+            out += self._settle(this)
         out += [
             Forward(node, Step(tuple(entries)), tuple(at)) for node, (entries, at) in steps.items()
         ]
@@ -150,12 +160,37 @@ class StageSessions(SessionTable):
             out += [Send(node, message) for message in tokens_in_frames(reported)]
         return out + self.admit(now) if freed else out
 
+    def _whose(self, session: SessionId) -> Session:
+        """Of a row that is being computed, which may go by a former id."""
+        return self._sessions.get(session) or self._former[session]
+
+    @staticmethod
+    def _reader(this: Session, row: Row) -> NodeId | None:
+        """Whom its hidden states are sent to: nobody who has them, or is gone."""
+        wanted = this.state == "running" and row.stop > this.send_from
+        return this.open.next if wanted and row.session == this.open.session else None
+
+    def keep(self, message: Step, hidden: memoryview) -> list[Instruction]:
+        """The hidden states of a Forward: they may have to be sent again."""
+        out: list[Instruction] = []
+        at, width = 0, len(hidden) // sum(entry.count for entry in message.rows)
+        for entry in message.rows:
+            part = hidden[at : at + entry.count * width]
+            at += entry.count * width
+            this = self._sessions.get(entry.session) or self._former.get(entry.session)
+            if this is None or this.closed:
+                continue
+            this.unkept -= 1
+            self.history.keep(this.open.session, entry.start, entry.count, part)
+            out += self._settle(this)
+        return out
+
     def failed(self, row: Row, why: str, now: float) -> list[Instruction]:
         """The engine could not compute it: its pages hold nothing new."""
-        this = self._sessions[row.session]
+        this = self._whose(row.session)
         this.computing -= 1
         if not this.closed:
-            return self.fail(row.session, why, now)
+            return self.fail(this.open.session, why, now)
         if this.computing == 0:
             self._release(this)
         return self.admit(now)
@@ -187,7 +222,8 @@ class StageSessions(SessionTable):
         this = self._sessions.get(session)
         if this is None or this.closed or sender != this.gateway:
             return []
-        this.digests = [*this.digests, *self._usable(this.open, digests)]
+        if not this.resumed:
+            this.digests = [*this.digests, *self._usable(this.open, digests)]
         return self._end(this) + self.admit(now)
 
     def end_idle(self, now: float) -> list[Instruction]:
@@ -195,7 +231,8 @@ class StageSessions(SessionTable):
         out: list[Instruction] = []
         for this in list(self._sessions.values()):
             idle = now - this.touched >= self.config.idle_s
-            if idle and this.state != "waiting" and this.computing == 0:  # those have deadlines
+            timed = this.quiet or this.state == "waiting"  # these have deadlines
+            if idle and not timed and this.computing == 0:
                 out += self.fail(this.open.session, "no row came for too long", now)
         return out
 
@@ -220,5 +257,12 @@ class StageSessions(SessionTable):
             if this.gateway == node:
                 out += self._end(this)
             elif node in (this.open.next, this.open.previous):
-                out += self.fail(this.open.session, why, now, blame=node)
+                out += self._neighbour_lost(this, node, why, now)
         return out + self.admit(now)
+
+    def _neighbour_lost(
+        self, this: Session, node: NodeId, why: str, now: float
+    ) -> list[Instruction]:
+        if this.state in ("connecting", "waiting"):
+            return self.fail(this.open.session, why, now, blame=node)
+        return self.suspend(this, node, why, now)

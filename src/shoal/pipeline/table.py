@@ -12,10 +12,11 @@ from ..engine.prefix import PrefixPool
 from ..engine.rows import Row
 from ..errors import BadMessage
 from ..events import PrefixMatched, SessionPreempted
-from ..units import NodeId, SessionId
+from ..units import NodeId, SessionId, Slice
 from .admission import Admission
 from .drafting import Drafting, Guesses
-from .messages import Open, Opened, Preempted
+from .history import History
+from .messages import Load, Lost, Open, Opened, Preempted, one_line
 from .opening import MakeSampler, Opening, refuse
 from .session import (
     Connect,
@@ -33,7 +34,8 @@ from .session import (
 class SessionTable:
     """Who is here.
 
-    `first` and `last` say which ends of the model the stage holds. No session becomes longer than
+    `first` and `last` say which ends of the model the stage holds, `layers` what lies between them:
+    a session may run a part of it (of the whole where it is None). No session becomes longer than
     `context_length`: beyond it some models have no positions. `make_sampler` is called for sessions
     of a last stage: handed in, so that this file needs no torch.
     """
@@ -46,13 +48,24 @@ class SessionTable:
     pool: PrefixPool
     make_sampler: MakeSampler
     config: StageSessionsConfig = field(default_factory=StageSessionsConfig)
+    layers: Slice | None = None
     _sessions: OrderedDict[SessionId, Session] = field(default_factory=OrderedDict)
+    _former: dict[SessionId, Session] = field(default_factory=dict)  # ids that rows still go by
 
     def __post_init__(self) -> None:
+        self.history = History(self.config.history_bytes)
         self._pages = Admission(self.pool, self.config, self._share)
         most = min(self.context_length, self.pool.total_tokens)
         self.guesses = Guesses(self._sessions, self.config, self.pool.page_size, self.vocab_size)
-        self._opening = Opening(self.first, self.last, self.vocab_size, most, self.make_sampler)
+        self._opening = Opening(self.begins, self.ends, self.vocab_size, most, self.make_sampler)
+
+    def begins(self, part: Slice) -> bool:
+        """Whether who runs this part is the first stage of its session's route."""
+        return self.first and (self.layers is None or part.start == self.layers.start)
+
+    def ends(self, part: Slice) -> bool:
+        """Whether it is the last."""
+        return self.last and (self.layers is None or part.stop == self.layers.stop)
 
     def __contains__(self, session: object) -> bool:
         return session in self._sessions
@@ -66,6 +79,10 @@ class SessionTable:
     @property
     def waiting(self) -> int:
         return len(self._pages.waiting())
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self) - self.waiting, self.waiting, self.pool.free_tokens)
 
     def _share(self, gateway: NodeId) -> float:
         return 1.0 if gateway == self.me else self.config.gateway_share
@@ -123,6 +140,8 @@ class SessionTable:
     def connected(self, session: SessionId, now: float) -> list[Instruction]:
         """The link to the next hop stands."""
         this = self._sessions.get(session)
+        if this is not None and this.state == "rejoining":
+            return self._rejoined(this)
         if this is None or this.state != "connecting":
             return []
         this.state = "waiting"
@@ -133,8 +152,18 @@ class SessionTable:
             out.append(self._give_up(waiting[-1], f"{len(waiting)} sessions wait for pages"))
         return out
 
+    def _rejoined(self, this: Session) -> list[Instruction]:
+        """It has its place on the mended route, and waits for Go."""
+        this.state, session = "held", this.open.session
+        kept_from = self.history.first(session)
+        kept_from = this.position if kept_from is None else min(kept_from, this.position)
+        return [Send(this.gateway, Opened(session, this.position, kept_from, self.load))]
+
     def unreachable(self, session: SessionId, why: str) -> list[Instruction]:
         this = self._sessions.get(session)
+        if this is not None and this.state == "rejoining":
+            this.state = "suspended"
+            return [Send(this.gateway, Lost(session, this.open.next, one_line(why), kept=True))]
         if this is None or this.state != "connecting":
             return []  # closed meanwhile, and perhaps opened anew
         del self._sessions[session]
@@ -150,7 +179,14 @@ class SessionTable:
         if late:  # perhaps others have waited behind them
             out += [self._give_up(each, "older sessions have the pages") for each in late]
             out += self._hand_out(now)
-        return out
+        forgotten = [each for each in self._quiet() if now >= each.deadline]
+        for this in forgotten:
+            why = "nobody said how to go on"
+            out += [Send(this.gateway, Lost(this.open.session, self.me, why)), *self._end(this)]
+        return out + self._hand_out(now) if forgotten else out
+
+    def _quiet(self) -> list[Session]:
+        return [each for each in self._sessions.values() if each.quiet and not each.closed]
 
     def _hand_out(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []
@@ -185,7 +221,8 @@ class SessionTable:
         return "done"
 
     def next_deadline(self) -> float | None:
-        return min((each.deadline for each in self._pages.waiting()), default=None)
+        deadlines = (each.deadline for each in (*self._pages.waiting(), *self._quiet()))
+        return min(deadlines, default=None)
 
     def _give_up(self, this: Session, why: str) -> Send:
         del self._sessions[this.open.session]
@@ -194,10 +231,19 @@ class SessionTable:
         return refuse(this.open, this.gateway, "busy", f"{why}; {free}")
 
     def _start(self, this: Session, now: float) -> list[Instruction]:
+        session = this.open.session
+        opened = Send(this.gateway, Opened(session, this.position, load=self.load))
+        if not this.open.hold:
+            return [opened, *self._run(this, now)]
+        this.state, this.deadline = "held", now + self.config.resume_grace_s
+        return [opened]
+
+    def _run(self, this: Session, now: float) -> list[Instruction]:
+        """It has its pages, and all stages are there."""
         this.state, this.touched = "running", now
-        out: list[Instruction] = [Send(this.gateway, Opened(this.open.session, this.position))]
-        if self.first:
-            out.append(self._begun(this))
+        out: list[Instruction] = []
+        if self.begins(this.open.layers):
+            out += [] if this.resumed else [self._begun(this)]
             this.drafting = Drafting(this.ids) if self.config.draft_positions else None
             chunks = chunk_prompt(this.ids, self.config.chunk_tokens, this.position)
             for start, chunk in chunks:
@@ -214,9 +260,13 @@ class SessionTable:
     # ---- rows and pages
 
     def _take(self, this: Session, row: Row) -> list[Instruction]:
+        if row.start < this.send_from < row.stop and not row.draft:
+            known, new = row.cut(this.send_from - row.start)  # the next stage has the former
+            return self._take(this, known) + self._take(this, new)
         this.position, this.draft = row.stop, row.draft
         sampler = this.sampler if this.samples_at(row.stop) else None
-        this.pending.append(replace(row, sampler=sampler, owner=this.gateway))
+        part = None if self.layers in (None, this.open.layers) else this.open.layers
+        this.pending.append(replace(row, sampler=sampler, owner=this.gateway, layers=part))
         return self._go_on(this)
 
     def _go_on(self, this: Session) -> list[Instruction]:
@@ -238,6 +288,8 @@ class SessionTable:
         """Its pages may be wanted by others: `admit` them afterwards."""
         this.closed = True
         this.pending.clear()
+        this.held.clear()
+        self.history.forget(this.open.session)
         self._pages.leave(this)
         if this.computing == 0:
             self._release(this)
@@ -245,5 +297,6 @@ class SessionTable:
 
     def _release(self, this: Session) -> None:
         self._sessions.pop(this.open.session, None)
+        self._former = {key: each for key, each in self._former.items() if each is not this}
         self._pages.name(this)
         self._pages.release(this)

@@ -22,8 +22,10 @@ from ..hardware import Speed
 from ..transport import Bytes, Links
 from ..units import ModelId, NodeId, SessionId, Slice
 from .messages import (
+    Go,
     Message,
     Open,
+    Resume,
     RowEntry,
     Step,
     TokenEntry,
@@ -31,8 +33,9 @@ from .messages import (
     split_open,
     to_frame,
     unpack_digests,
+    unpack_ids,
 )
-from .stage import Connect, Drop, Enqueue, Forward, Instruction, Note, Send, StageSessions
+from .stage import Connect, Drop, Enqueue, Forward, Instruction, Note, Replay, Send, StageSessions
 
 if TYPE_CHECKING:
     from ..engine.draft import Drafter, Wish
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from ..engine.thread import EngineThread
 
 
+WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 CONGESTED_S = 120.0  # a next hop that takes nothing for so long is lost; gateways gave up before
 
 
@@ -101,6 +105,12 @@ class StageWorker:
         digests, ids = split_open(message, body)
         self._do(self.sessions.open(message, ids, sender, self._clock(), digests))
 
+    def resume(self, message: Resume, body: Bytes, sender: NodeId) -> None:
+        self._do(self.sessions.resume(message, unpack_ids(body), sender, self._clock()))
+
+    def go(self, message: Go, sender: NodeId) -> None:
+        self._do(self.sessions.go(message, sender, self._clock()))
+
     def step(self, message: Step, body: Bytes, sender: NodeId) -> None:
         if not any(row.session in self.sessions for row in message.rows):
             return
@@ -146,6 +156,14 @@ class StageWorker:
         for session in self.sessions.ids():
             self._do(self.sessions.fail(session, "the stage was taken out of service", now))
 
+    def runs(self, key: StageKey) -> bool:
+        """Whether a session can have its part of these layers here."""
+        fits = (key.model, key.compute) == (self.key.model, self.key.compute)
+        return fits and key.compute not in WHOLE and key.layers.within(self.key.layers)
+
+    def hand_over(self) -> None:
+        self._do(self.sessions.leave())
+
     # ---- instructions out
 
     def _do(self, instructions: Iterable[Instruction]) -> None:
@@ -162,6 +180,8 @@ class StageWorker:
                     self._batcher.drop(session)
                     self._forgotten += [session] if self._drafter is not None else []
                     self._ended += [session] if self._stage.keeps_states else []
+                case Replay():
+                    self._replay(instruction)
                 case Note(event):
                     self._emit(event)
                 case Forward():
@@ -311,9 +331,25 @@ class StageWorker:
             self._forward(each, await self._thread.run(wire, result, rows, each.rows))
 
     def _forward(self, forward: Forward, hidden: memoryview) -> None:
-        self._send(forward.node, forward.message, hidden)
-        if forward.node not in self._congested:
-            self._wait_for(forward.node)
+        if forward.node is not None:
+            self._send(forward.node, forward.message, hidden)
+            if forward.node not in self._congested:
+                self._wait_for(forward.node)
+        self._do(self.sessions.keep(forward.message, hidden))
+
+    def _replay(self, replay: Replay) -> None:
+        """Chunk by chunk, as the next hop takes them."""
+        self._send(replay.node, replay.message, replay.hidden)
+        if self._tasks is not None:
+            self._tasks.create_task(self._replay_on(replay))
+
+    async def _replay_on(self, replay: Replay) -> None:
+        try:
+            async with asyncio.timeout(CONGESTED_S):
+                await self._links.drain(replay.node)
+        except (LinkClosed, TimeoutError):
+            return  # the lost link suspends the session, silence ends it
+        self._do(self.sessions.replay_on(replay.session, self._clock()))
 
     def _count_drafts(self, rows: Sequence[Row], result: StepResult) -> None:
         checked = [

@@ -15,6 +15,7 @@ from ..events import (
     NodeGone,
     NodeSeen,
     PeerFault,
+    Recovered,
     RelayChanged,
     RequestDone,
     RequestStarted,
@@ -61,7 +62,7 @@ def line_of(event: Event) -> Line | None:
         case BackendChanged(_, name, answers):
             level = logging.INFO if answers else logging.WARNING
             return level, f"backend  {name}: {'answers' if answers else 'does not answer'}"
-        case RequestStarted() | RouteTaken() | RequestDone():
+        case RequestStarted() | RouteTaken() | Recovered() | RequestDone():
             return _request_line(event)
         case _:
             return None
@@ -85,14 +86,17 @@ def _mesh_line(event: NodeSeen | NodeGone | LinkUp | LinkLost | PeerFault | Rela
             return level, f"relay    {url} {'connected' if connected else 'lost'}"
 
 
-def _request_line(event: RequestStarted | RouteTaken | RequestDone) -> Line:
+def _request_line(event: RequestStarted | RouteTaken | Recovered | RequestDone) -> Line:
     match event:
         case RequestStarted(session, model_name, prompt_tokens):
             return logging.DEBUG, f"request  {session} {model_name}: {prompt_tokens} prompt tokens"
-        case RouteTaken(session, route, attempt):
+        case Recovered(session, kind, seconds, tokens):
+            again = f", {tokens} tokens sent again" if tokens else ""
+            return logging.INFO, f"route    {session}: {kind} in {seconds:.2f} s{again}"
+        case RouteTaken(session, route, attempt, kind):
             hops = " > ".join(f"{short(node)} {layers}" for node, layers in route)
             level = logging.WARNING if attempt > 1 else logging.DEBUG
-            again = f", attempt {attempt}" if attempt > 1 else ""
+            again = f", attempt {attempt}: {kind}" if attempt > 1 else ""
             return level, f"route    {session}: {hops}{again}"
         case RequestDone(session, model_name, reason, tokens, seconds):
             level = logging.INFO if reason in ("stop", "length") else logging.WARNING

@@ -15,6 +15,7 @@ from ..events import (
     DraftsVerified,
     Event,
     FirstToken,
+    Leaving,
     LinkLost,
     LinkUp,
     NodeGone,
@@ -22,6 +23,7 @@ from ..events import (
     PagesChanged,
     PeerFault,
     PrefixMatched,
+    Recovered,
     RelayChanged,
     RequestDone,
     RequestStarted,
@@ -58,9 +60,9 @@ class Metrics:
                 self._stages.listen(event)
             case PrefixMatched() | SessionPreempted():
                 self._pages.listen(event)
-            case RequestStarted() | FirstToken() | RouteTaken() | RequestDone():
+            case RequestStarted() | FirstToken() | RouteTaken() | Recovered() | RequestDone():
                 self._requests.listen(event)
-            case BackendChanged() | ClockSkewed():
+            case BackendChanged() | ClockSkewed() | Leaving():
                 pass  # its stage is counted; a clock is a line of the log
             case _:
                 self._mesh.listen(event)
@@ -147,10 +149,22 @@ class _Requests:
             buckets=_WAITS_S,
         )
         self._recoveries = Counter(
-            "shoal_recoveries", "Times that a session got another route.", registry=registry
+            "shoal_recoveries",
+            "Times that a session got another route because one of its stages went away.",
+            ["kind"],
+            registry=registry,
+        )
+        self._gaps = Histogram(
+            "shoal_recovery_gap_seconds",
+            "How long a stream was silent when its route broke.",
+            ["kind"],
+            registry=registry,
+            buckets=_WAITS_S,
         )
 
-    def listen(self, event: RequestStarted | FirstToken | RouteTaken | RequestDone) -> None:
+    def listen(
+        self, event: RequestStarted | FirstToken | RouteTaken | Recovered | RequestDone
+    ) -> None:
         match event:
             case RequestStarted(session, model_name, prompt_tokens):
                 model = self._names.of(model_name)
@@ -161,9 +175,11 @@ class _Requests:
                 if request := self._open.get(session):
                     request.first_token_s = seconds
                 self._first.labels(self._names.of(model_name)).observe(seconds)
-            case RouteTaken(attempt=attempt):
-                if attempt > 1:
-                    self._recoveries.inc()
+            case RouteTaken(kind=kind):
+                if kind not in ("new", "queued"):  # those merely waited for pages
+                    self._recoveries.labels(kind).inc()
+            case Recovered(kind=kind, seconds=seconds):
+                self._gaps.labels(kind).observe(seconds)
             case RequestDone():
                 self._done(event)
 
