@@ -127,6 +127,7 @@ class Settings:
     backend_slots: Count = 0  # sessions at a time; 0 = as many as it says
     threads: Count = 0  # of the engine; 0 = one a core
     kv_tokens: Count = 16384  # room for so many tokens, all sessions together
+    routing: Literal["auto", "latency", "throughput"] = "auto"  # what a route is chosen for
     leave_s: Count = 30  # what still runs here may take so long when the node leaves
 
     folders: Folders

@@ -10,6 +10,7 @@ from ..hardware import check_wish
 from ..identity import Mesh, Ticket, load_or_create_secret
 from ..units import QuantChoice, Slice
 from .fronting import BackendConfig, backend_config
+from .routing import Routing
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -39,6 +40,7 @@ class NodeConfig:
     backend: BackendConfig | None = None
     threads: int = 0
     kv_tokens: int = 0
+    routing: Routing = "auto"
     leave_s: float = 30.0  # how long what runs here may take when we leave
 
 
@@ -102,6 +104,7 @@ def node_config(
         backend=backend_config(settings, serve=serve),
         threads=settings.threads,
         kv_tokens=settings.kv_tokens,
+        routing=settings.routing,
         leave_s=settings.leave_s,
     )
 

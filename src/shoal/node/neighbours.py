@@ -53,7 +53,7 @@ class Neighbours:
                 yield announcement.node, offer
 
     def doubtful(self) -> frozenset[NodeId]:
-        """No new session is planned through these."""
+        """No new session is planned through these, whose links we lost ourselves."""
         return frozenset(self._calling)
 
     def check(self, node: NodeId) -> None:
