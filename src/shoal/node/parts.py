@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator
 
@@ -11,7 +12,7 @@ from ..bus import Announcement, StageOffer
 from ..bus.membership import Membership
 from ..bus.nostr import NostrBus
 from ..engine.thread import EngineThread
-from ..events import EventHub
+from ..events import Event, EventHub, PagesChanged
 from ..identity import Identity
 from ..models.catalogue import Catalogue
 from ..pipeline import Pipeline, Serving
@@ -26,7 +27,9 @@ from .meeting import Meeting
 from .needs import Needs
 from .neighbours import Neighbours
 from .router import Router
+from .routing import Chooser, RoutingConfig
 from .slices import Around, Slices
+from .survey import Surveyor
 
 
 class Parts:
@@ -83,12 +86,33 @@ class Parts:
             self.identity.node, self.membership.view.get, self.links.rtt, chance=self._chance
         )
         self.links.on_rtt(self.distances.learn)
+        self.surveyor = Surveyor(
+            self.identity.node,
+            self.membership.view,
+            self.links,
+            self.distances.latency,
+            chance=self._chance,
+        )
 
     def _join_the_pipeline(self, thread: EngineThread, events: EventHub) -> None:
         """Routes, sessions, and the stages of this node."""
         emit, me = events.emit, self.identity.node
-        self.router = Router(me, self.catalogue, self.offers, self.neighbours.doubtful)
-        self.pipeline = Pipeline(self.links, self.router.plan, emit=emit, clock=time.monotonic)
+        routing = RoutingConfig(mode=self.config.routing, secret=secrets.token_bytes(16))
+        self.router = Router(
+            me,
+            self.catalogue,
+            self.offers,
+            self.neighbours.doubtful,
+            suspects=self.membership.doubtful,
+            chooser=Chooser(self.distances.latency, time.monotonic, self._chance, routing),
+        )
+        self.pipeline = Pipeline(
+            self.links,
+            self.router.plan,
+            emit=emit,
+            clock=time.monotonic,
+            on_load=self.router.on_load,
+        )
         self.serving = Serving(
             me,
             self.pipeline,
@@ -126,6 +150,7 @@ class Parts:
         self.membership.on_change(self.slices.placer.changed)
         self.demand = DemandMeter(self._model_id, time.monotonic)
         self.metrics = Metrics()
+        events.listen(self._note_load)
         events.listen(self.demand.listen)
         events.listen(self.metrics.listen)
 
@@ -153,6 +178,10 @@ class Parts:
         for offer in self.serving.offers():
             yield self.identity.node, offer
         yield from self.neighbours.offers()
+
+    def _note_load(self, event: Event) -> None:
+        if isinstance(event, PagesChanged):
+            self.membership.load_changed()
 
     def _model_id(self, name: str) -> ModelId | None:
         known = self.catalogue.get(name)
