@@ -70,6 +70,6 @@ def test_what_is_chosen_fits_and_completes_a_route_where_one_slice_can(
     possible = [part for part in slices(layers) if room.fits(part, layers)]
     assert (chosen is None) == (not possible)
     assert chosen is None or chosen in possible
-    if any(covered(layers, [*held, part]) for part in possible):
+    if any(covered(layers, [*held, part], whole=True) for part in possible):
         assert chosen is not None
-        assert covered(layers, [*held, chosen])
+        assert covered(layers, [*held, chosen], whole=True)

@@ -30,14 +30,15 @@ def test_an_empty_mesh_misses_everything() -> None:
     assert not covered(4, [])
 
 
-def test_slices_that_overlap_hold_every_layer_and_make_no_route() -> None:
-    assert missing(8, [Slice(0, 5), Slice(3, 8)]) == []
-    assert not covered(8, [Slice(0, 5), Slice(3, 8)])
-    assert covered(8, [Slice(0, 5), Slice(3, 8), Slice(5, 8)])
+def test_slices_that_overlap_make_a_route_unless_they_can_only_be_run_whole() -> None:
+    assert covered(8, [Slice(0, 5), Slice(3, 8)])
+    assert not covered(8, [Slice(0, 5), Slice(3, 8)], whole=True)
+    assert covered(8, [Slice(0, 5), Slice(3, 8), Slice(5, 8)], whole=True)
+    assert not covered(8, [Slice(0, 5), Slice(6, 8)])
 
 
-def test_a_slice_beyond_the_model_covers_nothing() -> None:
-    assert not covered(4, [Slice(0, 9)])
+def test_a_slice_beyond_the_model_covers_no_whole_one() -> None:
+    assert not covered(4, [Slice(0, 9)], whole=True)
     assert coverage(4, [Slice(3, 9)]) == [0, 0, 0, 1]
 
 
@@ -55,9 +56,9 @@ def test_covered_means_that_slices_can_be_walked_from_end_to_end(
     def walk(start: int) -> bool:
         return start == layers or any(walk(part.stop) for part in held if part.start == start)
 
-    assert covered(layers, held) == walk(0)
-    if covered(layers, held):
-        assert missing(layers, held) == []
+    assert covered(layers, held, whole=True) == walk(0)
+    if covered(layers, held, whole=True):
+        assert covered(layers, held)
 
 
 @given(mixed_pools(max_nodes=4, max_layers=6))

@@ -13,12 +13,11 @@ from .pools import AMBER, BIRCH, CEDAR, even, member, mixed_pools, picky_pools, 
 
 
 def bytes_moved(shape: ModelShape, members: list[Member], slices: dict[NodeId, Slice]) -> int:
-    return sum(
-        shape.moved_bytes(slices[one.node], one.layers) for one in members if one.node in slices
-    )
+    """By nodes that serve: one that is free loads something anyway."""
+    return sum(shape.moved_bytes(slices[one.node], one.layers) for one in members if one.layers)
 
 
-def fewest_bytes(shape: ModelShape, members: list[Member]) -> int | None:
+def fewest_bytes(shape: ModelShape, members: list[Member], *, whole: bool) -> int | None:
     """Try every slice on every node."""
     options: list[list[Slice | None]] = [
         [one.layers]
@@ -33,10 +32,10 @@ def fewest_bytes(shape: ModelShape, members: list[Member]) -> int | None:
         sum(
             shape.moved_bytes(part, one.layers)
             for one, part in zip(members, parts, strict=True)
-            if part
+            if part and one.layers
         )
         for parts in product(*options)
-        if covered(shape.layers, [part for part in parts if part])
+        if covered(shape.layers, [part for part in parts if part], whole=whole)
     ]
     return min(costs, default=None)
 
@@ -49,12 +48,21 @@ def test_a_gap_that_nobody_free_can_fill_makes_a_neighbour_grow() -> None:
     assert covered(8, found.values())
 
 
-def test_overlapping_slices_are_trimmed_without_moving_a_byte() -> None:
+def test_overlapping_slices_are_trimmed_where_they_can_only_be_run_whole() -> None:
     members = [member(AMBER, roomy(8), Slice(0, 5)), member(BIRCH, roomy(8), Slice(3, 8))]
-    found = plan(even(8), members)
+    found = plan(even(8), members, whole=True)
     assert found is not None
-    assert covered(8, found.values())
+    assert covered(8, found.values(), whole=True)
     assert bytes_moved(even(8), members, found) == 0
+    assert plan(even(8), members) == {AMBER: Slice(0, 5), BIRCH: Slice(3, 8)}
+
+
+def test_who_has_to_grow_keeps_what_it_holds_where_that_fits() -> None:
+    members = [
+        member(AMBER, Capacities(4, 4, 4, 0), Slice(0, 3)),
+        Member(BIRCH, roomy(8), Slice(4, 8), pinned=True),
+    ]
+    assert plan(even(8), members) == {AMBER: Slice(0, 4), BIRCH: Slice(4, 8)}
 
 
 def test_someone_in_the_middle_shifts_when_no_joiner_spans_both_holes() -> None:
@@ -76,7 +84,6 @@ def test_a_pinned_node_stays_where_it_is() -> None:
     assert found is not None
     assert found[AMBER] == Slice(2, 5)
     assert covered(8, found.values())
-    assert bytes_moved(even(8), members, found) == 55
 
 
 def test_equal_nodes_get_equal_shares_where_all_are_needed() -> None:
@@ -94,7 +101,6 @@ def test_of_two_equally_cheap_plans_the_one_that_moves_fewer_nodes_is_made() -> 
 
 
 def test_few_nodes_are_tried_in_every_order() -> None:
-    """Cheapest is that CEDAR, who already holds the matrix of both ends, goes last."""
     shape = ModelShape((1, 1, 1, 1), embed_bytes=4, head_bytes=5, tied=True)
     room = Capacities(4, 2, 1, 1)
     members = [
@@ -103,7 +109,9 @@ def test_few_nodes_are_tried_in_every_order() -> None:
         member(CEDAR, room, Slice(0, 1)),
     ]
     found = plan(shape, members)
-    assert found == {AMBER: Slice(1, 3), BIRCH: Slice(0, 1), CEDAR: Slice(3, 4)}
+    assert found is not None
+    assert covered(4, found.values())
+    assert bytes_moved(shape, members, found) == 2
 
 
 @st.composite
@@ -120,25 +128,27 @@ def busy_pools(draw: st.DrawFn, max_nodes: int, max_layers: int) -> tuple[ModelS
     return shape, members
 
 
-@given(busy_pools(max_nodes=3, max_layers=5))
-@settings(max_examples=60, deadline=None)
-def test_few_nodes_move_as_few_bytes_as_possible(pool: tuple[ModelShape, list[Member]]) -> None:
+@given(busy_pools(max_nodes=3, max_layers=5), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_few_nodes_move_as_few_bytes_as_possible(
+    pool: tuple[ModelShape, list[Member]], whole: bool
+) -> None:
     shape, members = pool
-    found = plan(shape, members)
-    best = fewest_bytes(shape, members)
+    found = plan(shape, members, whole=whole)
+    best = fewest_bytes(shape, members, whole=whole)
     assert (None if found is None else bytes_moved(shape, members, found)) == best
 
 
-@given(busy_pools(max_nodes=9, max_layers=12))
+@given(busy_pools(max_nodes=9, max_layers=12), st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_a_plan_covers_fits_and_exists_whenever_the_pool_suffices(
-    pool: tuple[ModelShape, list[Member]],
+    pool: tuple[ModelShape, list[Member]], whole: bool
 ) -> None:
     shape, members = pool
     rooms = {one.node: one for one in members}
-    found = plan(shape, members)
+    found = plan(shape, members, whole=whole)
     if found is not None:
-        assert covered(shape.layers, found.values())
+        assert covered(shape.layers, found.values(), whole=whole)
         for node, part in found.items():
             assert rooms[node].capacities.fits(part, shape.layers)
             assert not rooms[node].pinned or rooms[node].layers == part
@@ -158,10 +168,10 @@ def test_every_node_makes_the_same_plan_in_whatever_order_it_heard_of_the_others
     assert plan(shape, heard) == plan(shape, members)
 
 
-def test_thirty_nodes_are_planned_within_seconds() -> None:
-    members = [member(NodeId(f"n{i:02}"), Capacities(9, 8, 8, 7)) for i in range(30)]
+def test_a_hundred_nodes_are_planned_within_a_second() -> None:
+    members = [member(NodeId(f"n{i:03}"), Capacities(9, 8, 8, 7)) for i in range(100)]
     started = perf_counter()
     found = plan(even(80), members)
-    assert perf_counter() - started < 10
+    assert perf_counter() - started < 2
     assert found is not None
     assert covered(80, found.values())

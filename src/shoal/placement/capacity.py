@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
@@ -46,6 +47,12 @@ def capacity(shape: ModelShape, memory_bytes: int, kv_tokens: int, end: End) -> 
     The KV cache of each layer, `kv_tokens` long, is reserved first: a node full of weights serves
     nobody. Where layers differ in size the heaviest ones count.
     """
+    return bisect_right(_needed(shape, kv_tokens, end), memory_bytes)
+
+
+@lru_cache(maxsize=64)  # thousands of nodes are asked about the same few models
+def _needed(shape: ModelShape, kv_tokens: int, end: End) -> tuple[int, ...]:
+    """Bytes that 1, 2, ... layers take at this place."""
     layers = shape.layers
     kv_bytes = kv_tokens * shape.kv_bytes_per_token_per_layer
     sums = list(accumulate((size + kv_bytes for size in shape.layer_bytes), initial=0))
@@ -59,7 +66,7 @@ def capacity(shape: ModelShape, memory_bytes: int, kv_tokens: int, end: End) -> 
         windows = (sums[a + count] - sums[a] for a in range(layers - count + 1))
         return max(windows) + ends
 
-    return bisect_right(range(1, layers + 1), memory_bytes, key=heaviest)
+    return tuple(map(heaviest, range(1, layers + 1)))
 
 
 def capacities(shape: ModelShape, memory_bytes: int, kv_tokens: int) -> Capacities:

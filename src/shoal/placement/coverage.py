@@ -1,13 +1,14 @@
 """Which layers are held, by how many, and whether a route can exist.
 
-Stages run whole slices, so a model is *covered* only when slices meet end to end: 0:5 and 3:8 hold
-every one of 8 layers and still make no route.
+A stage may run a part of its slice, so a model is *covered* when each layer is held by somebody.
+Other makes of engines run all of a slice or nothing (`whole`): there slices have to meet end to
+end, and 0:5 and 3:8, which hold every one of 8 layers, make no route.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from ..units import Slice
 from .capacity import Capacities
@@ -15,11 +16,12 @@ from .capacity import Capacities
 
 def coverage(layers: int, slices: Iterable[Slice]) -> list[int]:
     """For each layer the number of slices that hold it."""
-    counts = [0] * layers
+    changes = [0] * (layers + 1)
     for held in slices:
-        for layer in range(held.start, min(held.stop, layers)):
-            counts[layer] += 1
-    return counts
+        if held.start < layers:
+            changes[held.start] += 1
+            changes[min(held.stop, layers)] -= 1
+    return list(accumulate(changes[:layers]))
 
 
 def missing(layers: int, slices: Iterable[Slice]) -> list[Slice]:
@@ -54,9 +56,9 @@ def finishing(layers: int, slices: Iterable[Slice]) -> set[int]:
     return {layers - boundary for boundary in reached(mirrored)}
 
 
-def covered(layers: int, slices: Iterable[Slice]) -> bool:
+def covered(layers: int, slices: Iterable[Slice], *, whole: bool = False) -> bool:
     """True when a route exists."""
-    return layers in reached(slices)
+    return layers in reached(slices) if whole else not missing(layers, slices)
 
 
 def coverable(layers: int, pool: Sequence[Capacities]) -> bool:

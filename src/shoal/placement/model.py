@@ -74,12 +74,15 @@ class ModelShape:
         return self.sums[new.stop] - self.sums[new.start] - kept + self._moved_ends(new, old)
 
     def _moved_ends(self, new: Slice, old: Slice) -> int:
-        first, last = new.start == 0, new.stop == self.layers
-        had_first, had_last = old.start == 0, old.stop == self.layers
+        ends, had = ((part.start == 0, part.stop == self.layers) for part in (new, old))
+        return self.added_ends(ends, had)
+
+    def added_ends(self, ends: tuple[bool, bool], had: tuple[bool, bool]) -> int:
+        """Bytes of embedding and head to load for these ends where those are there already."""
         if not self.tied:
-            return self.ends_bytes(embedding=first > had_first, head=last > had_last)
-        had = self.ends_bytes(embedding=had_first, head=had_last)
-        return max(0, self.ends_bytes(embedding=first, head=last) - had)
+            return self.ends_bytes(embedding=ends[0] > had[0], head=ends[1] > had[1])
+        there = self.ends_bytes(embedding=had[0], head=had[1])
+        return max(0, self.ends_bytes(embedding=ends[0], head=ends[1]) - there)
 
 
 @dataclass(frozen=True, slots=True)
