@@ -27,6 +27,7 @@ async def leave(
 ) -> None:
     """Back once nothing runs here any more, `patience_s` are over, or `hurry` is set."""
     serving.drain()
+    pipeline.hand_over()
     waiting = asyncio.create_task(_empty(serving, pipeline, emit))
     hurrying = asyncio.create_task(hurry.wait())
     try:

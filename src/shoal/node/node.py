@@ -90,6 +90,7 @@ class Node:
         await stack.enter_async_context(parts.bus)
         await self.meeting.search(stack, self.identity.node, self._found_relay)
         self._tasks.start(parts.membership.run(), self._failed)
+        self._tasks.start(parts.surveyor.run(), self._failed)
         self._tasks.start(self._open_announced_models(), self._failed)
         self._tasks.start(watch(time.monotonic, time.time, self._woke), self._failed)
         await self._start_api(stack)

@@ -172,7 +172,8 @@ class Serving:
                 self._put(replace(served, state="serving"))
 
     async def vacated(self, patience_s: float) -> bool:
-        """Back once no session is left on the stages here; False when that takes longer."""
+        """Hand all sessions over. Back once none is left here; False when that takes longer."""
+        self._pipeline.hand_over()
         workers = [served.worker for served in self.slices if served.worker is not None]
         try:
             async with asyncio.timeout(patience_s):
