@@ -181,10 +181,12 @@ def test_hidden_states_are_found_between_rows_that_have_none(tiny: Tiny) -> None
         row(2, 0, 4, Slice(2, 4), False),
         row(3, 0, 5, Slice(1, 3), False),
     ]
+    rows[1] = replace(rows[1], sampler=SamplerState(Sampling(), ()))  # has nothing to choose from
     assert [stage.yields(each) for each in rows] == [False, True, False, True]
     result = stage.step(rows)
     assert result.hidden is not None
     assert result.hidden.shape == (7, WIDTH)
+    assert result.sampled == [()] * 4
     assert result.hidden.is_contiguous()
     for chosen, first, stop in (([1, 3], 0, 7), ([1], 0, 2), ([3], 2, 7)):
         wire = stage.hidden_to_wire(result, rows, chosen)
@@ -218,11 +220,14 @@ def test_a_row_that_is_refused_costs_the_other_parts_nothing(
     """They are computed again, alone, and their samplers have chosen nothing yet."""
     stage, twin = whole(tiny, family, quant), whole(tiny, family, quant)
     state = SamplerState(Sampling(temperature=0), ())
-    good = replace(row(0, 0, 4, None, True), sampler=state)
-    bad = replace(row(1, 0, 4, Slice(1, 4), False), pages=())
-    with pytest.raises(ValueError, match="do not fit into 0 pages"):
-        stage.step([good, bad])
-    assert state.position == 0
+    for each in (stage, twin):
+        each.step([row(0, 0, 4, None, True)])
+    good = replace(row(0, 4, 5, None, True), sampler=state)
+    early = row(1, 3, 4, Slice(1, 4), False)  # what reads states has not read the three before
+    for bad in (replace(early, pages=()), *([early] if stage.keeps_states else [])):
+        with pytest.raises(ValueError, match=r"do not fit into 0 pages|have not read"):
+            stage.step([good, bad])
+        assert state.position == 0
     again = replace(good, sampler=SamplerState(Sampling(temperature=0), ()))
     assert stage.step([good]).sampled == twin.step([again]).sampled
 

@@ -27,17 +27,12 @@ class Portion:
 
 
 def by_part(rows: Sequence[Row], asked: Sequence[int], whole: Slice) -> list[Portion]:
-    """All rows, in one portion for each part. Raises ValueError for a part that is not within the
-    `whole` of the stage.
-    """
+    """All rows, in one portion for each part; `whole` are the layers of the stage."""
     if all(row.layers is None for row in rows):  # the usual case
         return [Portion(whole, range(len(rows)), rows, asked)]
     found: dict[Slice, list[int]] = {}
     for index, row in enumerate(rows):
         found.setdefault(row.layers or whole, []).append(index)
-    for part in found:
-        if not part.within(whole):
-            raise ValueError(f"layers {part} are not all among {whole}")
     wanted = set(asked)
     return [
         Portion(
