@@ -14,12 +14,29 @@ import pytest
 from shoal.engine.request import Sampling
 from shoal.engine.thread import EngineThread
 from shoal.errors import InvalidRequest, NoRoute, StageLost
-from shoal.events import Event, PrefixMatched, SessionPreempted
+from shoal.events import (
+    Event,
+    PrefixMatched,
+    Recovered,
+    RouteTaken,
+    SessionPreempted,
+    StepDone,
+)
 from shoal.hardware import Speed
 from shoal.identity import Identity
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
 from shoal.models.random_checkpoint import write_random_checkpoint
-from shoal.pipeline import Pipeline, Plan, Request, Serving, ServingConfig, Stop, Stream, Wish
+from shoal.pipeline import (
+    Pipeline,
+    Plan,
+    Request,
+    Serving,
+    ServingConfig,
+    StageWorker,
+    Stop,
+    Stream,
+    Wish,
+)
 from shoal.transport import Contact, Links, MemoryConfig, MemoryNetwork
 from shoal.units import NodeId, Quant, Slice
 from tests.models.families import DENSE
@@ -139,6 +156,11 @@ def ask(member: Member, sampling: Sampling = GREEDY, prompt: tuple[int, ...] = P
     return member.pipeline.gateway.generate(Request("tiny", prompt, sampling))
 
 
+def workers(mesh: Mesh) -> list[StageWorker]:
+    found = [each for member in mesh.members for each in member.pipeline.workers]
+    return [each for each in found if isinstance(each, StageWorker)]
+
+
 async def tokens_of(stream: Stream) -> list[int]:
     return [sampled.token async for sampled in stream]
 
@@ -171,6 +193,44 @@ async def test_a_node_cut_off_in_mid_stream_is_replaced(checkpoint: Checkpoint) 
         assert got == await unsplit(checkpoint)
         assert stream.plan is not None
         assert stream.plan.stops[1].node == mesh.members[3].id
+        events = mesh.members[0].events
+        assert [each.kind for each in events if isinstance(each, RouteTaken)] == ["new", "replayed"]
+        (recovered,) = [each for each in events if isinstance(each, Recovered)]
+        assert recovered.replayed_tokens >= len(PROMPT) + 6
+        assert recovered.seconds < 5
+        for member in (mesh.members[0], mesh.members[2]):  # nothing was computed again
+            steps = [each for each in member.events if isinstance(each, StepDone)]
+            assert sum(each.tokens for each in steps) < 2 * len(got) + len(PROMPT)
+        await until(lambda: not any(mesh.members[at].used for at in (0, 2, 3)))
+        assert not any(worker.sessions.history.nbytes for worker in workers(mesh))
+
+
+async def test_two_nodes_of_a_route_may_go_at_the_same_time(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4", "3:4", "1:3", "") as mesh:
+        got = []
+        async for sampled in ask(mesh.members[5]):
+            got.append(sampled.token)
+            if len(got) == 8:
+                mesh.network.cut(mesh.members[1].id)
+                mesh.network.freeze(mesh.members[2].id)
+        assert got == await unsplit(checkpoint)
+
+
+async def test_who_leaves_hands_its_sessions_over(checkpoint: Checkpoint) -> None:
+    async with mesh_of(checkpoint, "0:1", "1:3", "3:4", "1:3") as mesh:
+        stream, got = ask(mesh.members[0]), []
+        leaver = mesh.members[1]
+        async for sampled in stream:
+            got.append(sampled.token)
+            if len(got) == 8:
+                leaver.serving.drain()
+                leaver.pipeline.hand_over()
+            if len(got) == 23:
+                assert leaver.used == 0
+        assert got == await unsplit(checkpoint)
+        events = mesh.members[0].events
+        routes = [each.kind for each in events if isinstance(each, RouteTaken)]
+        assert routes == ["new", "handed over"]
 
 
 async def test_a_link_that_breaks_for_a_moment_costs_no_answer(checkpoint: Checkpoint) -> None:
