@@ -11,9 +11,10 @@ from shoal.hardware import Speed
 from shoal.models.catalogue import Catalogue
 from shoal.models.checkpoint import open_checkpoint
 from shoal.node.report import model_reports
-from shoal.node.router import MAX_MODELS, MAX_STAGES, Router, few_of_each
+from shoal.node.router import MAX_MODELS, Router
 from shoal.pipeline import Wish
 from shoal.placement import Held
+from shoal.placement.routes import MAX_STAGES, few_of_each
 from shoal.units import ModelId, NodeId, Slice
 from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
 

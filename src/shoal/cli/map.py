@@ -13,6 +13,7 @@ from .output import bar, data, json_line, printable
 from .reports import MeshModel, MeshNode, MeshReport, MeshStage
 
 MAX_BAR = 36
+MAX_NEEDED = 4  # nodes that are named one by one
 
 
 def map_layers(
@@ -34,16 +35,28 @@ def map_layers(
         ]
         json_line({"model": found, "holders": held})
     else:
-        data("\n".join([headline(found), *rows(found, holders)]))
+        data("\n".join([headline(found), *rows(found, holders), *advice(found)]))
 
 
 def headline(model: MeshModel) -> str:
-    """`8 layers · healthy · weakest layer held by 1`."""
-    if model.ready:
-        health = f"healthy · weakest layer held by {model.weakest}"
+    """`8 layers · healthy · weakest layer held by 2; about 14 tokens/s for one, 90 for all`."""
+    if not model.ready:
+        held = f"nobody serves {', '.join(model.missing)}" if model.missing else model.verdict
+        health = f"incomplete · {held or 'nobody serves some layers'}"
     else:
-        health = f"incomplete · nobody serves {', '.join(model.missing) or 'some layers'}"
+        health = f"healthy · {model.verdict or f'weakest layer held by {model.weakest}'}"
     return printable(f"{model.name}    {model.total_layers} layers · {health}")
+
+
+def advice(model: MeshModel) -> list[str]:
+    """How soon an answer begins, and whom the mesh cannot do without."""
+    lines = []
+    if model.ready and model.first_token_s:
+        lines.append(f"a short question is answered after about {model.first_token_s:.2g} s")
+    lines += [each.gone for each in model.needed[:MAX_NEEDED]]
+    if len(model.needed) > MAX_NEEDED:
+        lines.append(f"and so with {len(model.needed) - MAX_NEEDED} more nodes")
+    return [printable(line) for line in lines]
 
 
 def rows(model: MeshModel, holders: list[tuple[MeshNode, MeshStage]]) -> list[str]:

@@ -104,15 +104,31 @@ class MeshNode(msgspec.Struct, frozen=True):
         return f"{self.name} (this one)" if self.self else self.name
 
 
+class Needed(msgspec.Struct, frozen=True):
+    """A node that alone holds some layers, and what would be `gone` without it, in words."""
+
+    node: str = ""
+    name: str = ""
+    gone: str = ""
+
+
 class MeshModel(msgspec.Struct, frozen=True):
-    """How well one model is covered. `weakest` counts the holders of its rarest layer."""
+    """How well one model is covered. `weakest` counts the holders of its rarest layer. Tokens a
+    second are those that one reader can expect, and all together.
+    """
 
     model: str = ""
     name: str = ""
     total_layers: int = 1
     ready: bool = False
     weakest: int = 0
+    weakest_layers: list[str] = []
     missing: list[str] = []
+    needed: list[Needed] = []
+    first_token_s: float = 0.0
+    one_tokens_per_s: float = 0.0
+    all_tokens_per_s: float = 0.0
+    verdict: str = ""
     context_length: int = 0
 
 

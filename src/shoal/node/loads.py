@@ -5,7 +5,7 @@ for us, or we ourselves, who have just sent it one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ..bus import StageOffer
 from ..pipeline.messages import Load
@@ -42,23 +42,10 @@ class Loads:
 
     def held(self, node: NodeId, offer: StageOffer) -> Held:
         """The stage as it is now, as far as we know."""
-        load = self._load(node, offer)
         coming = self._coming((node, offer.model))
-        sessions = load.sessions + len(coming)
-        reserve = round(offer.total_tokens * (1 - HIGH_WATER)) if sessions else 0
-        return Held(
-            node=node,
-            layers=offer.layers,
-            state=offer.state,
-            compute=offer.compute,
-            speed=offer.speed,
-            sessions=sessions,
-            queue=load.queue,
-            free_tokens=max(load.free_tokens - sum(coming) - reserve, 0),
-            whole=offer.compute in WHOLE,
-        )
+        return as_held(node, offer, self._load(node, offer), coming)
 
-    def _load(self, node: NodeId, offer: StageOffer) -> Load:
+    def _load(self, node: NodeId, offer: StageOffer) -> Load | None:
         key = (node, offer.model)
         if key in self._told:
             load, at, before = self._told[key]
@@ -66,7 +53,7 @@ class Loads:
                 self._told[key] = load, at, offer
                 return load
             del self._told[key]
-        return Load(offer.sessions, offer.queue, offer.free_tokens)
+        return None
 
     def _coming(self, key: Key) -> list[int]:
         planned = self._planned.get(key)
@@ -77,3 +64,25 @@ class Loads:
         if not planned:
             del self._planned[key]
         return [need for _, need in planned]
+
+
+def as_held(
+    node: NodeId, offer: StageOffer, load: Load | None = None, coming: Sequence[int] = ()
+) -> Held:
+    """A stage in placement's terms: as announced, or as busy as `load` says, with sessions for so
+    many tokens each on their way to it.
+    """
+    load = load or Load(offer.sessions, offer.queue, offer.free_tokens)
+    sessions = load.sessions + len(coming)
+    reserve = round(offer.total_tokens * (1 - HIGH_WATER)) if sessions else 0
+    return Held(
+        node=node,
+        layers=offer.layers,
+        state=offer.state,
+        compute=offer.compute,
+        speed=offer.speed,
+        sessions=sessions,
+        queue=load.queue,
+        free_tokens=max(load.free_tokens - sum(coming) - reserve, 0),
+        whole=offer.compute in WHOLE,
+    )

@@ -5,8 +5,8 @@ which route.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
@@ -18,13 +18,13 @@ from ..models.text import Tokenizer
 from ..pipeline import ANY_TOKEN, Plan, Stop, Wish
 from ..pipeline.messages import Load
 from ..placement import Held, Trip
-from ..units import EXACT, ModelId, NodeId, Slice
+from ..placement.routes import few_of_each
+from ..units import EXACT, ModelId, NodeId
 from .distances import NEARBY_S
 from .loads import Loads
 from .routing import Chooser, Session
 
 MAX_MODELS = 64  # that we speak of: strangers may announce names without end
-MAX_STAGES = 256  # that a route is chosen from: the search grows with the square of their number
 
 
 class Router:
@@ -106,7 +106,7 @@ class Router:
         first = self.best_offer(wish.model_name)
         held = [self._loads.held(node, offer) for node, offer in self._of(wish.model_name)]
         keep = frozenset(stop.node for stop in wish.keep)
-        return self._session(wish, first), few_of_each(held, wish.need_tokens, keep)
+        return self._session(wish, first), few_of_each(held, wish.need_tokens, keep=keep)
 
     def _session(self, wish: Wish, first: StageOffer) -> Session:
         trip = Trip(
@@ -136,20 +136,3 @@ class Router:
         else:
             return []
         return [(n, offer) for n, offer in offers if (offer.model, offer.total_layers) == wanted]
-
-
-def few_of_each(
-    held: Collection[Held], need_tokens: int, keep: frozenset[NodeId] = frozenset()
-) -> list[Held]:
-    """At most MAX_STAGES of them beside those to `keep`: the best of every slice, then the second
-    best, and so on.
-    """
-    if len(held) <= MAX_STAGES:
-        return list(held)
-    places: defaultdict[tuple[str, Slice], int] = defaultdict(int)
-    ranked: list[tuple[int, Held]] = []
-    for stage in sorted(held, key=lambda one: (one.free_tokens < need_tokens, one.step_seconds)):
-        ranked.append((places[stage.compute, stage.layers], stage))
-        places[stage.compute, stage.layers] += stage.state == "serving"
-    best = [stage for _, stage in sorted(ranked, key=lambda pair: pair[0])[:MAX_STAGES]]
-    return [*best, *(stage for stage in held if stage.node in keep and stage not in best)]

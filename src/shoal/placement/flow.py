@@ -67,12 +67,18 @@ def best_flow(
     return search.flow()
 
 
-def all_together(layers: int, held: Iterable[Held], work: Work, batch: int = FULL_BATCH) -> float:
+def all_together(
+    layers: int,
+    held: Iterable[Held],
+    work: Work,
+    batch: int = FULL_BATCH,
+    rounds: int = MAX_ROUNDS,
+) -> float:
     """The tokens a second that the stages carry together, quickly: those that hold the same layers
-    are taken for one as fast as all of them.
+    are taken for one as fast as all of them. With few `rounds` it may be more than is found.
     """
     return sum(
-        _Simplex(layers, merged(carriers), compute).solved(MAX_ROUNDS).tokens_per_s
+        _Simplex(layers, merged(carriers), compute).solved(rounds).tokens_per_s
         for compute, carriers in _classes(layers, held, work, batch).items()
     )
 

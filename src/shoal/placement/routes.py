@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
@@ -15,6 +16,7 @@ from .expect import CROWDED_S, Network, Work, stage_cost
 from .model import Held
 from .ring import Costs, Piece, cheapest_way, without
 
+MAX_STAGES = 256  # that a route is chosen from: the search grows with the square of their number
 SPREAD = 0.05  # routes that take so much longer than the best are as good
 
 
@@ -179,6 +181,27 @@ def route_seconds(
 def crowded(route: Route, need_tokens: int) -> int:
     """How many of its stages have less room than the session may need."""
     return sum(stage.free_tokens < need_tokens for stage in route.stages)
+
+
+def few_of_each(
+    held: Collection[Held],
+    need_tokens: int,
+    most: int = MAX_STAGES,
+    keep: frozenset[NodeId] = frozenset(),
+) -> list[Held]:
+    """At most so many of them, beside those to `keep`: the best of every slice, then the second
+    best, and so on.
+    """
+    if len(held) <= most:
+        return list(held)
+    places: defaultdict[tuple[str, Slice], int] = defaultdict(int)
+    ranked: list[tuple[int, Held]] = []
+    for stage in sorted(held, key=lambda one: (one.free_tokens < need_tokens, one.step_seconds)):
+        ranked.append((places[stage.compute, stage.layers], stage))
+        places[stage.compute, stage.layers] += stage.state == "serving"
+    best = [stage for _, stage in sorted(ranked, key=lambda pair: pair[0])[:most]]
+    there = {stage.node for stage in best}
+    return [*best, *(stage for stage in held if stage.node in keep - there)]
 
 
 def no_route(layers: int, usable: Sequence[Held], model: str) -> NoRoute:
