@@ -47,6 +47,15 @@ def test_several_who_name_a_node_make_it_gone_after_it_had_time_to_refute() -> N
     assert place.gone(LATE) == [VICTIM]
 
 
+@given(st.floats(0.0, 1e9))
+def test_when_verdicts_are_due_there_is_one(now: float) -> None:
+    place = Place()
+    place.name(*OTHERS[:ENOUGH], now=now)
+    due = place.doubts.due
+    assert due is not None
+    assert place.gone(due) == [VICTIM]
+
+
 def test_what_we_found_ourselves_needs_no_other() -> None:
     place = Place()
     assert place.doubts.lost(VICTIM, 0.0, until=120.0)

@@ -11,8 +11,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shoal.bus.announcement import Announcement
+from shoal.bus.cells import CellsConfig
 from shoal.bus.membership import Membership, MembershipConfig
 from shoal.bus.memory import MemoryBus
 from shoal.bus.memory_relay import MemoryRelay
@@ -36,6 +38,7 @@ class Members:
         self.buses: list[MemoryBus] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.events: list[tuple[int, Event]] = []
+        self.stage = STAGE  # that all of them announce
 
     async def join(self, skew_s: float = 0.0, config: MembershipConfig | None = None) -> Membership:
         number = len(self.members)
@@ -74,7 +77,7 @@ class Members:
             name=who.name,
             addresses=("192.168.1.4:7472",),
             capability=CAPABILITY,
-            stages=(STAGE,),
+            stages=(self.stage,),
             gateway=True,
             software="shoal",
             sequence=sequence,
@@ -157,6 +160,87 @@ def test_nodes_on_the_two_sides_of_a_partition_lose_and_find_each_other() -> Non
         assert mesh.complete(list(range(10)))
 
     in_virtual_time(world, MemoryRelay("memory://left"), MemoryRelay("memory://right"))
+
+
+def test_while_no_relay_is_up_nobody_is_forgotten_and_afterwards_only_the_dead_are() -> None:
+    async def world(mesh: Members) -> None:
+        for _ in range(8):
+            await mesh.join()
+        await asyncio.sleep(5.0)
+        mesh.relays[0].stop()
+        await asyncio.sleep(100.0)
+        await mesh.kill(7)
+        await asyncio.sleep(400.0)
+        assert all(len(mesh.members[n].view) == 7 for n in range(7))
+        mesh.relays[0].start()
+        await asyncio.sleep(120.0)
+        assert mesh.complete(list(range(7)))
+
+    in_virtual_time(world, MemoryRelay(delay_s=0.05))
+
+
+def test_a_node_that_we_have_a_link_with_is_not_gone_whatever_the_others_say() -> None:
+    async def world(mesh: Members) -> None:
+        for _ in range(6):
+            await mesh.join()
+        await asyncio.sleep(5.0)
+        victim = mesh.node(0)
+        mesh.members[1].is_linked = lambda node: node == victim
+        mesh.relays[0].cut(victim)  # it cannot refute
+        for number in range(1, 5):
+            mesh.members[number].suspect(victim)
+        await asyncio.sleep(300.0)
+        assert [victim in member.view.nodes for member in mesh.members[1:]] == [True] + [False] * 4
+        assert not mesh.members[1].doubtful()
+
+    in_virtual_time(world, MemoryRelay(delay_s=0.05))
+
+
+def test_load_is_told_when_it_has_doubled_and_not_all_the_time() -> None:
+    async def world(mesh: Members) -> None:
+        for _ in range(2):
+            await mesh.join()
+        amber, birch = mesh.members
+        await asyncio.sleep(10.0)
+        changes: list[None] = []
+        birch.on_change(lambda: changes.append(None))
+        version, posted = birch.view.version, mesh.relays[0].posted["announcement"]
+        for sessions in range(1, 21):  # in 2 s
+            mesh.stage = replace(mesh.stage, sessions=sessions)
+            amber.load_changed()
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(6.0)
+        said = birch.view.get(mesh.node(0))
+        assert said is not None
+        assert said.stages[0].sessions == 20
+        assert birch.view.version > version
+        assert changes == []
+        assert mesh.relays[0].posted["announcement"] - posted <= 3
+        posted = mesh.relays[0].posted["announcement"]
+        mesh.stage = replace(mesh.stage, sessions=25)
+        amber.load_changed()
+        await asyncio.sleep(6.0)
+        assert mesh.relays[0].posted["announcement"] == posted
+
+    in_virtual_time(world, MemoryRelay())
+
+
+def test_a_node_that_needs_more_than_its_cell_holds_hears_the_next_wider_one() -> None:
+    config = MembershipConfig(cells=CellsConfig(fewest=6, most=24))
+
+    async def world(mesh: Members) -> None:
+        for _ in range(120):
+            await mesh.join(config=config)
+        await asyncio.sleep(300.0)  # those of other cells have run out
+        needy = mesh.members[5]
+        natural, heard = needy.listening.depth, len(needy.view)
+        assert natural > 0
+        needy.needs_more = lambda: needy.listening.depth == natural
+        await asyncio.sleep(20.0)
+        assert needy.listening.depth == natural - 1
+        assert len(needy.view) > 1.3 * heard
+
+    in_virtual_time(world, MemoryRelay(delay_s=0.05))
 
 
 faults = st.lists(

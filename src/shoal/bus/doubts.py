@@ -75,7 +75,7 @@ class Doubts:
     def ours(self, now: float) -> tuple[Loss, ...]:
         """What to announce."""
         for node in [node for node, (_, until) in self._ours.items() if until < now]:
-            self._unsay(node)
+            self._unsay(node, now)
         return tuple(Loss(node, sequence) for node, (sequence, _) in self._ours.items())
 
     def lost(self, node: NodeId, now: float, until: float) -> bool:
@@ -92,9 +92,21 @@ class Doubts:
         self._claim(node, self._me, sequence, now)
         return True
 
+    def found(self, node: NodeId, now: float) -> bool:
+        """We have a link with it, whatever is said. True if it was us who said it."""
+        named = self._named.get(node)
+        if named is not None and named.since is not None:
+            named.since, named.checked = now, True  # until more is said
+        ours = node in self._ours
+        if ours:
+            self._unsay(node, now)
+        return ours
+
     def said(self, announcer: NodeId, losses: tuple[Loss, ...], now: float) -> None:
         """All that this announcer names now; what it named before and does not any more is over."""
         before = self._by.pop(announcer, ())
+        if not losses and not before:
+            return
         if losses:
             self._by[announcer] = losses
         for loss in before:
@@ -106,7 +118,7 @@ class Doubts:
 
     def named_us(self, announcer: NodeId, losses: tuple[Loss, ...], now: float) -> bool:
         """Are we to say that we live? Nobody makes us say it again within ANSWER_S."""
-        if not any(loss.node == self._me for loss in losses):
+        if not losses or not any(loss.node == self._me for loss in losses):
             return False
         if now - self._answered.get(announcer, -ANSWER_S) < ANSWER_S:
             return False
@@ -136,7 +148,7 @@ class Doubts:
         gone, check = [], []
         for node in sorted(self._doubtful):
             named = self._named[node]
-            if named.since is None or now - named.since < REFUTE_S:
+            if named.since is None or now < named.since + REFUTE_S:  # as in `due`
                 continue
             valid = self._valid(node)
             if self._me in valid or len(valid) >= ENOUGH:
@@ -157,9 +169,9 @@ class Doubts:
             named.claims.pop(announcer, None)
             self._weigh(node, now)
 
-    def _unsay(self, node: NodeId) -> None:
+    def _unsay(self, node: NodeId, now: float) -> None:
         del self._ours[node]
-        self._drop(node, self._me, 0.0)
+        self._drop(node, self._me, now)
 
     def _valid(self, node: NodeId) -> list[NodeId]:
         """Who names the newest announcement of it that we know."""

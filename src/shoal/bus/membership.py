@@ -47,18 +47,25 @@ def content() -> bool:
     return False
 
 
+def unknown(node: NodeId) -> bool:
+    """Nobody has told us of any link."""
+    return False
+
+
 class Membership:
     """Keeps `view` true: the same object always. `describe` gives our announcement, unsigned;
     what this class knows (`lost`, `lifetime_s`,
     `sent_at`) it adds itself.
 
-    Two attributes may be set by whoever runs us:
+    Three attributes may be set by whoever runs us:
     needs_more   the nodes that we hear do not suffice: for a model, for a route. Asked often.
     on_doubt     try to reach that node and call `suspect` if it fails: we are asked to check
+    is_linked    we have a link with that node: then it lives, whatever is said or not said
     """
 
     needs_more: Callable[[], bool]
     on_doubt: Callable[[NodeId], None]
+    is_linked: Callable[[NodeId], bool]
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class Membership:
         chance: random.Random,
         config: MembershipConfig | None = None,
     ) -> None:
-        self.needs_more, self.on_doubt = content, nobody
+        self.needs_more, self.on_doubt, self.is_linked = content, nobody, unknown
         self.view = MeshView(identity.node)
         self.listening = Listening()
         self._bus, self._identity, self._describe = bus, identity, describe
@@ -85,6 +92,7 @@ class Membership:
         self._said: Announcement | None = None  # our last announcement
         self._said_at = self._refresh_at = 0.0
         self._slower = 1.0  # than in a small mesh
+        self._deaf_until = 0.0
         # the sequence of the last announcement before a node died
         self._dead: Bounded[NodeId, int] = Bounded(MAX_NODES)
         self._sequence = int(
@@ -193,11 +201,14 @@ class Membership:
     async def _look_around(self) -> None:
         """Forget who is gone; listen to more or to less."""
         now = self._clock()
-        for node in self.view.expire(now):
+        for node in self.view.expire(now, self._lives):
             self._gone(node, "its announcement ran out")
         verdicts = self._doubts.verdicts(now, len(self.view))
         for node in verdicts.gone:
-            self._bury(node)
+            if not self.is_linked(node):
+                self._bury(node)
+            elif self._doubts.found(node, now):
+                self.changed()
         for node in verdicts.check:
             self.on_doubt(node)
         before, config = self.listening, self._config.cells
@@ -206,6 +217,15 @@ class Membership:
         self.listening = before.after(heard, wanting=wanting, now=now, config=config)
         if self.listening.depth != before.depth:
             await self._bus.listen_to(self.listening.depth)
+
+    def _lives(self, node: NodeId) -> bool:
+        """Though its announcement ran out. While no relay is up nobody can say anything; after that
+        they get time to.
+        """
+        now = self._clock()
+        if not any(relay.connected for relay in self._bus.status()):
+            self._deaf_until = now + 1.2 * self._config.refresh_s * self._slower
+        return now < self._deaf_until or self.is_linked(node)
 
     # What others say.
 

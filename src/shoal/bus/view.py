@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ..units import NodeId
@@ -12,6 +12,7 @@ from .announcement import Announcement, StageOffer
 from .cells import MAX_DEPTH, cell_of, common_depth
 
 MAX_NODES = 4096
+RETRY_S = 5.0
 
 Seen = tuple[Announcement, float]  # with the time of receipt by our own clock
 
@@ -67,18 +68,23 @@ class MeshView:
         self._note(None, None)
         return True
 
-    def expire(self, now: float) -> list[NodeId]:
-        """Remove those whose announcement ran out; sorted. Takes time for those alone."""
+    def expire(self, now: float, lives: Callable[[NodeId], bool] | None = None) -> list[NodeId]:
+        """Remove those whose announcement ran out; sorted. Takes time for those alone. Who `lives`
+        all the same is looked at again after RETRY_S.
+        """
         gone = []
         while self._ends and self._ends[0][0] < now:
             _, node = heapq.heappop(self._ends)
             seen = self._nodes.get(node)
             if seen is None:
                 continue
-            if (end := _end(seen)) < now:
+            end = _end(seen)
+            if end < now and lives is not None and lives(node):
+                end = now + RETRY_S
+            if end < now:
                 gone.append(node)
                 self.remove(node)
-            else:  # it was heard again since
+            else:
                 heapq.heappush(self._ends, (end, node))
         return sorted(gone)
 
