@@ -19,6 +19,7 @@ from shoal.pipeline.messages import (
     Open,
     Opened,
     Preempted,
+    Refused,
     RowEntry,
     Step,
     Tokens,
@@ -233,3 +234,50 @@ async def test_a_session_may_be_closed_while_hidden_states_of_others_are_put_tog
         assert worker.sessions.ids() == [TWO]
         node.receive(ALICE, first(three, 20, 3), pack_ids(range(20)))
         await node.until(lambda: len(node.links.to(BOB, Step)) == 2)
+
+
+async def test_an_engine_that_hangs_gives_its_sessions_back_and_takes_none_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shoal.pipeline.worker.HUNG_S", 0.2)
+    monkeypatch.setattr("shoal.pipeline.worker.HUNG_TIMES", 0.0)
+    async with hostile_node() as node:
+        worker, hanging = worker_of(node, WHOLE), threading.Event()
+        compute = worker._stage.step
+
+        def step(rows: Sequence[Row]) -> StepResult:
+            hanging.wait(5)
+            return compute(rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker._stage, "step", step)
+            node.receive(ALICE, whole(ONE), body())
+            async with asyncio.timeout(5):
+                while not node.links.to(ALICE, Lost):
+                    await asyncio.sleep(0.01)
+            (lost,) = node.links.to(ALICE, Lost)
+            assert not lost.kept
+            node.receive(MALLORY, whole(TWO), body())
+            assert [each.reason for each in node.links.to(MALLORY, Refused)] == ["gone"]
+            hanging.set()
+            await node.until(lambda: not worker.hung)
+        assert worker.sessions.pool.used_fraction == 0
+        node.receive(MALLORY, whole(TWO), body())
+        await node.until(lambda: node.links.to(MALLORY, Tokens))
+
+
+async def test_who_waits_for_its_turn_in_the_engine_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shoal.pipeline.worker.HUNG_S", 0.1)
+    monkeypatch.setattr("shoal.pipeline.worker.HUNG_TIMES", 0.0)
+    async with hostile_node() as node:
+        loading = threading.Event()
+        task = asyncio.ensure_future(node.thread.run(loading.wait, 5))
+        await asyncio.sleep(0)
+        node.receive(ALICE, whole(ONE), body())
+        await asyncio.sleep(0.3)
+        assert not node.links.to(ALICE, Lost)
+        loading.set()
+        await task
+        await node.until(lambda: node.links.to(ALICE, Tokens))

@@ -21,8 +21,7 @@ class ResumingSessions(SessionTable):
     def suspend(self, this: Session, node: NodeId, why: str, now: float) -> list[Instruction]:
         """A neighbour is gone: the gateway has a moment to say who takes its place."""
         if this.state != "settling":
-            this.deadline = now + self.config.resume_grace_s
-            this.state = "suspended"
+            self._wait_for_word(this, "suspended", now)
         told = Send(this.gateway, Lost(this.open.session, node, one_line(why), kept=True))
         return [*self._rest(this), told]
 
@@ -63,7 +62,7 @@ class ResumingSessions(SessionTable):
         this.sampler, this.ids, this.drafting = sampler, ids, None
         this.begun = this.resumed = True
         this.digests = this.digests[: this.named]  # what follows was computed on another route
-        this.state, this.deadline = "settling", now + self.config.resume_grace_s
+        self._wait_for_word(this, "settling", now)
         return out + self._settle(this)
 
     @staticmethod

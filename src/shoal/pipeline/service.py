@@ -161,7 +161,8 @@ class Pipeline:
         elsewhere = any(
             message.session in each.sessions for each in self.workers if each != serving
         )
-        if serving is not None and not serving.draining and not elsewhere:
+        hung = isinstance(serving, StageWorker) and serving.hung
+        if serving is not None and not serving.draining and not elsewhere and not hung:
             serving.open(message, body, sender)
             return
         why = f"layers {message.layers} are not served here (any more)"

@@ -27,6 +27,7 @@ from .session import (
     Send,
     Session,
     StageSessionsConfig,
+    State,
 )
 
 
@@ -50,6 +51,7 @@ class SessionTable:
     config: StageSessionsConfig = field(default_factory=StageSessionsConfig)
     layers: Slice | None = None
     _sessions: OrderedDict[SessionId, Session] = field(default_factory=OrderedDict)
+    _some_quiet: bool = False  # perhaps
     _former: dict[SessionId, Session] = field(default_factory=dict)  # ids that rows still go by
 
     def __post_init__(self) -> None:
@@ -186,7 +188,17 @@ class SessionTable:
         return out + self._hand_out(now) if forgotten else out
 
     def _quiet(self) -> list[Session]:
-        return [each for each in self._sessions.values() if each.quiet and not each.closed]
+        """Mostly there are none, and nobody is looked at."""
+        if not self._some_quiet:
+            return []
+        quiet = [each for each in self._sessions.values() if each.quiet and not each.closed]
+        self._some_quiet = bool(quiet)
+        return quiet
+
+    def _wait_for_word(self, this: Session, state: State, now: float) -> None:
+        """From its gateway, for a moment."""
+        this.state, this.deadline = state, now + self.config.resume_grace_s
+        self._some_quiet = True
 
     def _hand_out(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []
@@ -235,7 +247,7 @@ class SessionTable:
         opened = Send(this.gateway, Opened(session, this.position, load=self.load))
         if not this.open.hold:
             return [opened, *self._run(this, now)]
-        this.state, this.deadline = "held", now + self.config.resume_grace_s
+        self._wait_for_word(this, "held", now)
         return [opened]
 
     def _run(self, this: Session, now: float) -> list[Instruction]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..engine.batcher import Batcher
-from ..engine.pace import SpeedMeter
+from ..engine.pace import SpeedMeter, Work
 from ..engine.rows import Row
 from ..errors import LinkClosed, LocalError, Overloaded
 from ..events import DraftsVerified, Emit, PagesChanged, StepDone
@@ -36,6 +36,7 @@ from .messages import (
     unpack_ids,
 )
 from .stage import Connect, Drop, Enqueue, Forward, Instruction, Note, Replay, Send, StageSessions
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..engine.draft import Drafter, Wish
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 
 WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
+HUNG_S, HUNG_TIMES = 5.0, 20.0  # a forward that takes longer, and so many times its usual time
 CONGESTED_S = 120.0  # a next hop that takes nothing for so long is lost; gateways gave up before
 
 
@@ -87,6 +89,7 @@ class StageWorker:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._congested: set[NodeId] = set()  # next hops with too much on the way to them
         self.draining = False
+        self.hung = False  # a forward does not come back: no session can go on or begin here
         self.idle = asyncio.Event()  # no session is here
         self.idle.set()
 
@@ -293,9 +296,14 @@ class StageWorker:
     ) -> StepResult | Exception:
         """Whatever the engine raises is a result here: it says something about these rows."""
         started = self._clock()
-        (result,) = await asyncio.gather(
-            self._thread.run(_forward, self._stage, rows, ended), return_exceptions=True
-        )
+        watch = Watch(self._hung_after_s(rows), self._hangs)
+        try:
+            (result,) = await asyncio.gather(
+                self._thread.run(_forward, self._stage, rows, ended, watch), return_exceptions=True
+            )
+        finally:
+            watch.cancel()
+            self.hung = False
         if not isinstance(result, BaseException):
             took = self._clock() - started
             self._batcher.observe(rows, took)
@@ -304,6 +312,18 @@ class StageWorker:
         if not isinstance(result, Exception):
             raise result
         return result
+
+    def _hung_after_s(self, rows: Sequence[Row]) -> float:
+        work = Work.of(rows)
+        usual = self.speed.seconds(len(self.key.layers), work.tokens, work.context, work.sampled)
+        return max(HUNG_S, HUNG_TIMES * usual)
+
+    def _hangs(self) -> None:
+        """The engine hangs while we still beat: nobody else can tell."""
+        self.hung = True
+        for session in self.sessions.ids():
+            why = "a step does not come back from the engine"
+            self._do(self.sessions.fail(session, why, self._clock()))
 
     async def _dispatch(self, rows: Sequence[Row], result: StepResult) -> None:
         """Hidden states that the thread has to put together go last: whoever closes a session while
@@ -392,8 +412,11 @@ def _own(part: memoryview) -> memoryview:
     return memoryview(bytearray(part))
 
 
-def _forward(stage: Stage, rows: Sequence[Row], ended: Iterable[SessionId]) -> StepResult:
+def _forward(
+    stage: Stage, rows: Sequence[Row], ended: Iterable[SessionId], watch: Watch
+) -> StepResult:
     """In the engine thread: what came over the wire becomes tensors there."""
+    watch.begun = True
     for session in ended:
         stage.forget(session)
     return stage.step([_with_hidden(stage, row) for row in rows])
