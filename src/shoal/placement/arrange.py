@@ -25,7 +25,7 @@ STAY = 1.01  # so much better must another place be
 MEETS = 0.005  # what an edge is worth that others share: chains stay short
 FAINT = 0.25  # of the mean: below it, strength is strength
 EVEN = (1, 2, 3)  # how often all layers are held, in the further tries
-FEW = 48  # nodes, for which there are further tries
+FEW = 32  # nodes, for which there are further tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,19 @@ Layout = dict[NodeId, Laid]
 
 
 def arrange(
-    layers: int, items: Sequence[Item], fixed: Sequence[Laid] = (), ground: Slice | None = None
+    layers: int,
+    items: Sequence[Item],
+    fixed: Sequence[Laid] = (),
+    ground: Slice | None = None,
+    *,
+    quick: bool = False,
 ) -> Layout:
-    """Slices for all items that fit anywhere on `ground`, given the fixed ones."""
+    """Slices for all items that fit anywhere on `ground`, given the fixed ones. `quick` makes no
+    further tries.
+    """
     ground = ground or Slice(0, layers)
     best = _settled(layers, items, fixed, ground)
-    if 0 < len(items) <= FEW:
+    if 0 < len(items) <= FEW and not quick:
         tries = [best]
         for times in EVEN:
             limited = _limited(items, times * len(ground))
@@ -141,6 +148,7 @@ class Field:
         import numpy
 
         self._np = numpy
+        self._known: dict[object, tuple[Numbers, Numbers, Numbers]] = {}
         self.layers, self.ground = layers, ground
         self._strength = numpy.zeros(layers)
         self._holders = numpy.zeros(layers, dtype=int)
@@ -163,24 +171,20 @@ class Field:
     def best(self, item: Item, today: Laid | None = None, must: Slice | None = None) -> Laid | None:
         """Where on the ground this node does most good; `must` is to be part of it."""
         np, ground = self._np, self.ground
-        strength = np.maximum(self._strength[ground.start : ground.stop], self._faint)
-        rates = np.array(item.rates[: min(item.most, len(ground))])
-        starts = np.arange(ground.start, ground.stop)
-        stops = starts[None, :] + np.arange(1, len(rates) + 1)[:, None]
-        possible = self._possible(item.capacities, starts, stops)
-        if must is not None:
-            possible &= (starts <= must.start) & (stops >= must.stop)
+        rates, ends, possible = self._windows(item, must)
         if not possible.any():
             return None
-        ends = np.minimum(stops, ground.stop) - ground.start
+        strength = np.maximum(self._strength[ground.start : ground.stop], self._faint)
         gains = _summed(np, strength**-2 - (strength + rates[:, None]) ** -2)
         gain = np.take_along_axis(gains, ends, axis=1) - gains[:, :-1]
-        shared = self._edges[ground.start : ground.stop + 1] > 0
-        gain *= 1 + MEETS * shared[:-1] + MEETS * shared[ends]
-        empty = self._holders[ground.start : ground.stop] <= 0
-        filled = np.concatenate(([0], np.cumsum(empty)))
-        new = np.where(possible, filled[ends] - filled[:-1], -1)
-        gain = np.where(new == new.max(), gain, -1.0)
+        shared = MEETS * (self._edges[ground.start : ground.stop + 1] > 0)
+        gain *= 1 + shared[:-1] + shared[ends]
+        filled = np.zeros(len(ground) + 1, dtype=int)
+        np.cumsum(self._holders[ground.start : ground.stop] <= 0, out=filled[1:])
+        if filled[-1]:
+            new = np.where(possible, filled[ends] - filled[:-1], -1)
+            possible = possible & (new == new.max())
+        gain = np.where(possible, gain, -1.0)
         if today is not None:
             place = len(today.layers) - 1, today.layers.start - ground.start
             if place[0] < len(rates) and 0 <= place[1] < len(ground):
@@ -189,17 +193,30 @@ class Field:
         start += ground.start
         return Laid(Slice(start, start + length + 1), item.rates[length])
 
+    def _windows(self, item: Item, must: Slice | None) -> tuple[Numbers, Numbers, Numbers]:
+        """By length and start: the rate, where it ends on the ground, and whether it fits there."""
+        key = item.capacities, item.rates, must
+        if key not in self._known:
+            np, ground = self._np, self.ground
+            rates = np.array(item.rates[: min(item.most, len(ground))])
+            starts = np.arange(ground.start, ground.stop)
+            stops = starts[None, :] + np.arange(1, len(rates) + 1)[:, None]
+            possible = self._possible(item.capacities, starts, stops)
+            if must is not None:
+                possible &= (starts <= must.start) & (stops >= must.stop)
+            self._known[key] = rates, np.minimum(stops, ground.stop) - ground.start, possible
+        return self._known[key]
+
     def _possible(self, room: Capacities, starts: Numbers, stops: Numbers) -> Numbers:
         """Which windows lie on the ground and fit."""
         np, last = self._np, self.layers
-        lengths = stops - starts
         head, embedding = stops == last, np.broadcast_to(starts == 0, stops.shape)
         most = np.where(
             head,
             np.where(embedding, room.both if room.both >= last else 0, room.head),
             np.where(embedding, room.embedding, room.middle),
         )
-        fitting: Numbers = (lengths <= most) & (stops <= self.ground.stop)
+        fitting: Numbers = (stops - starts <= most) & (stops <= self.ground.stop)
         return fitting
 
 

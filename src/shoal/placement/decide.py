@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from ..units import NodeId, Slice
-from .arrange import Field, arrange
+from .arrange import FEW, Field, arrange
 from .balance import item_of, laid_of, next_step
 from .choose import choose_slice
 from .coverage import covered
@@ -89,15 +89,13 @@ class _View:
     def _free(self) -> dict[NodeId, Slice]:
         """Where the free nodes stand, each in its own region."""
         found: dict[NodeId, Slice] = {}
+        quick = sum(one.layers is None for one in self.members) > FEW
         for region, ground in zip(self.regions, self.grounds, strict=True):
             free = self._bucket([one for one in region if one.layers is None])
             if free:
-                laid = arrange(
-                    self.shape.layers,
-                    [item_of(self.shape, one) for one in free],
-                    laid_of(self.shape, region),
-                    ground,
-                )
+                items = [item_of(self.shape, one) for one in free]
+                fixed = laid_of(self.shape, region)
+                laid = arrange(self.shape.layers, items, fixed, ground, quick=quick)
                 found |= {node: one.layers for node, one in laid.items()}
         return found
 
