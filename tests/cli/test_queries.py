@@ -52,6 +52,32 @@ def test_map_draws_one_bar_a_node_in_the_order_of_layers(shoal: Shoal) -> None:
     assert "0:3 · bf16" in amber
 
 
+def test_map_says_how_quick_it_is_and_whom_the_mesh_cannot_do_without(
+    shoal: Shoal, fake_node: FakeNode
+) -> None:
+    said = "weakest layer held by 1; about 14 tokens/s for one, 90 for all together"
+    alone = [
+        {"node": f"npub{n}", "name": f"oak-{n}", "gone": f"if oak-{n} leaves, layer {n} is gone"}
+        for n in range(6)
+    ]
+    told = {"verdict": said, "first_token_s": 0.31, "needed": alone}
+    fake_node.mesh["models"] = [{**fake_node.mesh["models"][0], **told}]
+    head, _, _, empty, first, *losses = shoal("map", "shoal-tiny").stdout.splitlines()
+    assert head.endswith(f"8 layers · healthy · {said}")
+    assert (empty, first) == ("", "a short question is answered after about 0.31 s")
+    assert losses[0] == "if oak-0 leaves, layer 0 is gone"
+    assert losses[4:] == ["and so with 2 more nodes"]
+
+
+def test_map_tells_why_there_is_no_route_though_every_layer_is_held(
+    shoal: Shoal, fake_node: FakeNode
+) -> None:
+    why = "no route for shoal-tiny: its layers are held in different compute classes"
+    broken = {**fake_node.mesh["models"][0], "ready": False, "verdict": why}
+    fake_node.mesh["models"] = [broken]
+    assert f"incomplete · {why}" in shoal("map", "shoal-tiny").stdout
+
+
 def test_map_knows_a_model_by_the_start_of_its_id(shoal: Shoal) -> None:
     assert shoal("map", MODEL_ID[:6]).exit_code == 0
 

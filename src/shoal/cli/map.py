@@ -49,14 +49,14 @@ def headline(model: MeshModel) -> str:
 
 
 def advice(model: MeshModel) -> list[str]:
-    """How soon an answer begins, and whom the mesh cannot do without."""
+    """How soon an answer begins, and whom the mesh cannot do without, below an empty line."""
     lines = []
     if model.ready and model.first_token_s:
         lines.append(f"a short question is answered after about {model.first_token_s:.2g} s")
     lines += [each.gone for each in model.needed[:MAX_NEEDED]]
     if len(model.needed) > MAX_NEEDED:
         lines.append(f"and so with {len(model.needed) - MAX_NEEDED} more nodes")
-    return [printable(line) for line in lines]
+    return ["", *map(printable, lines)] if lines else []
 
 
 def rows(model: MeshModel, holders: list[tuple[MeshNode, MeshStage]]) -> list[str]:

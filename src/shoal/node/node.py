@@ -244,5 +244,7 @@ class Node:
         seen = [(self.parts.describe(0), now), *self.parts.membership.view.nodes.values()]
         return {
             "nodes": [report.node_report(each, me=me, age_s=now - at) for each, at in seen],
-            "models": report.model_reports([each for each, _ in seen]),
+            "models": report.model_reports(
+                [each for each, _ in seen], me, self.parts.distances.latency
+            ),
         }
