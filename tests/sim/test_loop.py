@@ -109,3 +109,17 @@ def test_who_is_stopped_does_nothing_and_then_all_at_once() -> None:
         return ticks, loop.time()
 
     assert run(main) == ([1, 2, 6.5, 6.5, 6.5, 6.5, 7, 8, 9, -10], 10)
+
+
+def test_who_looks_when_time_is_up_finds_it_up() -> None:
+    async def main() -> int:
+        loop, looks = asyncio.get_running_loop(), 0
+        for at in range(1000):
+            heard = loop.time()
+            await asyncio.sleep(0.0007 * at)
+            while loop.time() - heard < 0.9:
+                looks += 1
+                await asyncio.sleep(heard + 0.9 - loop.time())
+        return looks
+
+    assert run(main) <= 1000

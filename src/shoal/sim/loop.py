@@ -19,6 +19,10 @@ OWNER: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="")
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
+# The clock stands on multiples of 2**-20 s, never before the time asked for: who sleeps until
+# `heard + 0.9` finds at least 0.9 s gone. Rounded otherwise it could look, and sleep for nothing,
+# for ever, since no time passes while code runs.
+TICKS_PER_S = 1 << 20
 _MANY_CANCELLED = 1000  # timers; from here on they are swept out when they outnumber the others
 _SHOWN_TASKS = 12
 
@@ -71,6 +75,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         *args: *Args,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
+        when = math.ceil(when * TICKS_PER_S) / TICKS_PER_S
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, timer))
@@ -106,6 +111,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def continue_owner(self, owner: str) -> None:
         """As SIGCONT: it finds the clock advanced, and all at once what it has missed."""
         self._ready.extend(self._stopped.pop(owner, ()))
+
+    def is_stopped(self, owner: str) -> bool:
+        return owner in self._stopped
 
     # What asyncio calls.
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K")
 
+_SOONEST_S = 0.001  # a sum of floats may lie just before the moment at which something is due
 _EARLY = 0.75  # a beat may go out early, so that many links share one wake-up
 
 
@@ -53,4 +54,4 @@ def check(
             due = min(due, pulse.said_at + config.beat_after_s)
         if not pulse.deaf:
             due = min(due, pulse.heard_at + config.dead_after_s)
-    return Findings(beat, dead, max(0.0, due - now))
+    return Findings(beat, dead, max(_SOONEST_S, due - now))

@@ -23,7 +23,7 @@ from .memory_link import Lane, MemoryLink, Path, Pipe
 
 __all__ = ["MemoryCarrier", "MemoryConfig", "MemoryNetwork", "Path", "Pipe", "address_of"]
 
-_SCHEME = "memory:"
+_SUFFIX = ".memory:1"  # so that announcements take it for an address
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -51,7 +51,7 @@ class MemoryConfig:
 
 
 def address_of(node: NodeId) -> str:
-    return f"{_SCHEME}{node}"
+    return f"{node}{_SUFFIX}"
 
 
 def nothing_more(frame: Frame) -> int:
@@ -195,7 +195,7 @@ class MemoryNetwork:
         self._listening[carrier.identity.node] = carrier
 
     def find(self, address: str) -> MemoryCarrier | None:
-        return self._listening.get(NodeId(address.removeprefix(_SCHEME)))
+        return self._listening.get(NodeId(address.removesuffix(_SUFFIX)))
 
     def is_lost(self, node: NodeId) -> bool:
         """It does not even refuse."""
@@ -207,7 +207,7 @@ class MemoryNetwork:
 
 
 class MemoryCarrier:
-    """One node's access to a `MemoryNetwork`; its address is ``memory:`` and the node id. What its
+    """One node's access to a `MemoryNetwork`; its address is the node id and ``.memory``. What its
     links do is done in the context in which it was made.
     """
 
