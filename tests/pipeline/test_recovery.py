@@ -181,6 +181,7 @@ def test_who_cannot_be_replaced_serves_on_when_it_wants_to_leave() -> None:
     mesh.leave("b")
     assert_whole(mesh)
     assert mesh.kinds == ["new"]
+    assert not mesh.generations[0].avoid
 
 
 def test_a_gateway_that_dies_in_the_middle_of_a_recovery_frees_everything() -> None:

@@ -165,6 +165,9 @@ class Generation:
         if self.state == "over":
             return []
         kept = self._staying(plan)
+        if self.state == "running":  # who leaves is not asked again, unless nobody else is there
+            left = frozenset(stop.node for stop in self._open if stop not in plan.stops)
+            self.avoid, self.lost = self.avoid | left, self.lost | left
         closing = self._close(stop for stop in self._open if stop not in kept)
         self._open = [stop for stop in self._open if stop in kept]
         before, self.session = self.session, self.new_session()
@@ -431,9 +434,8 @@ class Generation:
             return []
         if sender not in self._nodes():
             return []
-        self.avoid |= {sender}
         self._next_kind = "handed over"
-        return [self._find(needed=False)]
+        return [self._find(self.avoid | {sender}, needed=False)]
 
     def stalled(self) -> list[Instruction]:
         """Nothing came for too long: whoever owes an answer is taken for lost. When nobody does,
