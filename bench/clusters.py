@@ -19,6 +19,7 @@ from shoal.hardware import Speed
 from shoal.placement.bound import Mixture
 from shoal.sim.model import SimModel
 from shoal.transport.memory import Path as LinkPath
+from shoal.units import Slice
 
 DATA = Path(__file__).parent / "data" / "helix"
 LAYER_BYTES = {"llama-30b": 1_070_000_000, "llama-70b": 1_711_000_000}  # 16-bit, by the shapes
@@ -131,6 +132,12 @@ def printed(cell: str) -> Mapping[str, Any]:
     """What Helix's own simulator says of a cell, such as "geo 70b"."""
     found: Mapping[str, Any] = _read("printed.json")["cells"].get(cell, {})
     return found
+
+
+def placement(cell: str) -> Sequence[tuple[str, Slice]]:
+    """Kind of machine and slice, as Helix's solver placed them; empty where that is not known."""
+    found = _read("placements.json")["cells"].get(cell, [])
+    return [(kind, Slice(start, stop)) for kind, start, stop in found]
 
 
 @cache

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import clusters
 import rules
-from clusters import CLUSTERS, Cluster, Profile
+from clusters import CLUSTERS, KV_TOKENS, Cluster, Profile
 from contract import Bench, percentile
 
 from shoal.errors import NoRoute
@@ -30,10 +30,12 @@ from shoal.events import StageChanged
 from shoal.pipeline import Plan, Planner, Stop
 from shoal.pipeline.plans import Wish
 from shoal.placement.bound import Flow, Traffic, Worker, max_flow
+from shoal.sim.asked import Asked
 from shoal.sim.engine import by_profile, more_bytes
 from shoal.sim.loop import run
-from shoal.sim.node import Machine, SimNode
-from shoal.sim.world import Asked, World, identity_of
+from shoal.sim.machine import Machine
+from shoal.sim.node import SimNode
+from shoal.sim.world import World, identity_of
 from shoal.transport.memory import MemoryNetwork
 from shoal.transport.memory import Path as LinkPath
 from shoal.units import NodeId, Slice
@@ -72,29 +74,60 @@ class Cell:
 # ---- what each rule does
 
 
+Place = Callable[[Cell, Sequence[rules.Peer]], rules.Placement]
+
+
 @dataclass(frozen=True)
 class Rule:
-    """`place` is None for ours: the nodes decide, and move, by themselves."""
+    """`place` is None where the nodes decide, and move, by themselves; `route` is None for our own
+    routing.
+    """
 
-    place: Callable[[int, Sequence[rules.Peer]], rules.Placement] | None
+    place: Place | None
     route: Callable[[int, rules.Rtt], Any] | None
 
 
-def _weakest(layers: int, peers: Sequence[rules.Peer]) -> rules.Placement:
-    return rules.place_by_weakest(layers, peers)[0]
+def _layers(cell: Cell) -> int:
+    return clusters.sim_model(cell.model).layers
 
 
-def _chains(layers: int, peers: Sequence[rules.Peer]) -> rules.Placement:
-    return rules.place_by_capacity(layers, peers, spare=False)
+def _chains(cell: Cell, peers: Sequence[rules.Peer]) -> rules.Placement:
+    return rules.place_by_capacity(_layers(cell), peers, spare=False)
+
+
+def _capacity(cell: Cell, peers: Sequence[rules.Peer]) -> rules.Placement:
+    return rules.place_by_capacity(_layers(cell), peers)
+
+
+def _weakest(cell: Cell, peers: Sequence[rules.Peer]) -> rules.Placement:
+    return rules.place_by_weakest(_layers(cell), peers)[0]
+
+
+def _evenly(cell: Cell, peers: Sequence[rules.Peer]) -> rules.Placement:
+    return rules.place_evenly(_layers(cell), peers)
+
+
+def _published(cell: Cell, peers: Sequence[rules.Peer]) -> rules.Placement:
+    """What Helix's solver found, machine by machine."""
+    solved = clusters.placement(cell.title)
+    if not solved:
+        raise rules.NoChain("Helix's placement of this cell was not found")
+    nodes = zip(cell.site.nodes, peers, strict=True)
+    waiting: dict[str, list[NodeId]] = {}
+    for (_, kind, _), peer in nodes:
+        waiting.setdefault(kind, []).append(peer.node)
+    return {waiting[kind].pop(0): part for kind, part in solved}
 
 
 RULES: Mapping[str, Rule] = {
     OURS: Rule(None, None),
+    "helix placement, our routing": Rule(_published, None),
     "parallax chains": Rule(_chains, rules.DisjointChains),
-    "parallax capacity": Rule(rules.place_by_capacity, rules.ShortestChain),
+    "parallax capacity": Rule(_capacity, rules.ShortestChain),
     "petals": Rule(_weakest, rules.ShortestPath),
-    "swarm": Rule(rules.place_evenly, lambda layers, rtt: rules.InTurn(layers)),
+    "swarm": Rule(_evenly, lambda layers, rtt: rules.InTurn(layers)),
 }
+RIVALS = ("parallax chains", "parallax capacity", "petals", "swarm")
 
 
 class RuledPlanner:
@@ -159,6 +192,7 @@ def machine(cell: Cell, kind: str, region: str, pinned: Slice | None) -> Machine
         timing=lambda of, layers: by_profile(lambda d, p, context: profile.layer_s(d, p)),
         models=(model,),
         pinned=pinned,
+        reserve_tokens=KV_TOKENS[cell.model],
         gateway=False,
         region=region,
         exact=False,
@@ -167,12 +201,7 @@ def machine(cell: Cell, kind: str, region: str, pinned: Slice | None) -> Machine
 
 def outsider(region: str) -> Machine:
     """Where requests come in: it holds nothing."""
-    return Machine(
-        memory_bytes=0,
-        speed=lambda of, layers: Profile("none", 0, (), (), 0, (), ()).speed,
-        region=region,
-        exact=False,
-    )
+    return Machine(memory_bytes=0, region=region, exact=False)
 
 
 class Run:
@@ -210,7 +239,7 @@ class Run:
     async def __call__(self) -> dict[str, Any]:
         """Everything of one cell and rule; NoChain where the rule finds no placement."""
         if self.rule.place is not None:
-            self.placed = self.rule.place(self.model.layers, peers_of(self.cell, self.ids))
+            self.placed = self.rule.place(self.cell, peers_of(self.cell, self.ids))
         world = World(
             [self.model],
             seed=self.cell.seed,
@@ -314,7 +343,7 @@ class Run:
             "in_flight": (count := in_flight(self.cell, held)),
             "bound": bound_of(self.cell, held, count).tokens_per_s,
             "moves": loads(world) - len(held),
-            "loaded_bytes": sum(node.loaded_bytes for node in world.nodes.values()),
+            "loaded_bytes": world.loaded_bytes(),
         }
 
 
@@ -442,7 +471,7 @@ def aims(bench: Bench, results: Sequence[Mapping[str, Any]]) -> None:
             bench.aim(f"{name}: of the placement's bound", ">= 0.9", got=share, holds=share >= 0.9)
         if (said := helix(cell)) is not None:
             bench.aim(f"{name}: over Helix", ">= 1", got=ours / said, holds=ours >= said)
-        others = [reached.get(replace(cell, rule=rule), 0.0) for rule in RULES if rule != OURS]
+        others = [reached.get(replace(cell, rule=rule), 0.0) for rule in RIVALS]
         best = max(others, default=0.0)
         if best:
             bench.aim(f"{name}: over the best rule", ">= 1", got=ours / best, holds=ours >= best)
