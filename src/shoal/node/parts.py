@@ -82,6 +82,7 @@ class Parts:
         )
         self.neighbours.meet(self.membership, self.links)
         self.membership.on_doubt = self.neighbours.check
+        self.membership.is_linked = self.links.is_connected
         self.distances = Distances(
             self.identity.node, self.membership.view.get, self.links.rtt, chance=self._chance
         )
