@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, doctor, id, invite, leave, map, peers, ps, run_model, show, status, up
+from . import demo, doctor, id, invite, leave, map, peers, ps, run_model, show, sim, status, up
 from .failure import Command, last_resort
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for name, command in (
     ("map", map.map_layers),
     ("status", status.status),
     ("doctor", doctor.doctor),
+    ("sim", sim.sim),
     ("id", id.show_id),
 ):
     app.command(name, cls=Command)(command)

@@ -41,6 +41,11 @@ class Asked:
         return [b - a for a, b in zip(self.came_s, self.came_s[1:], strict=False)]
 
     @property
+    def is_text(self) -> bool:
+        """False where stages did not compute, or nothing came."""
+        return any(self.tokens)
+
+    @property
     def is_right(self) -> bool:
         """As far as it came it is the text of the model, no token missing and none doubled."""
         return self.tokens == self.model.expected(self.prompt, len(self.tokens))

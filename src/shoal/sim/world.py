@@ -19,6 +19,7 @@ import asyncio
 import contextvars
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,7 +31,7 @@ from ..bus.membership import MembershipConfig
 from ..bus.memory import MemoryRelay
 from ..engine.request import Sampling
 from ..errors import ShoalError
-from ..events import Event, PagesChanged, StepDone
+from ..events import Event, PagesChanged, RouteTaken, StageChanged, StepDone
 from ..identity import Identity, Mesh
 from ..node.placing import Placer, PlacerConfig
 from ..node.routing import RoutingConfig
@@ -115,7 +116,9 @@ class World:
         self.asked: list[Asked] = []
         self.log: list[tuple[float, str, Happening]] = []
         self.listeners: list[Listener] = [self._keep] if config.keep_log else []
-        self.moved_bytes = 0  # of slices, on nodes that are gone
+        self.counts: Counter[str] = Counter()  # routes, slices put into service
+        self._gone_bytes = 0  # loaded by nodes that are gone
+        self._served: set[str] = set()  # names of nodes that have ever served
         self._number = 0
         self._hash = hashlib.sha256()
         self._tasks: dict[SimNode, asyncio.Task[None]] = {}
@@ -220,7 +223,7 @@ class World:
         self._loop.continue_owner(node.name)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        self.moved_bytes += node.loader.loaded_bytes
+        self._gone_bytes += node.loader.loaded_bytes
         self._failed += node.failed
         del self._contexts[node]
 
@@ -333,11 +336,21 @@ class World:
 
     def loaded_bytes(self) -> int:
         """Weights that were loaded by all nodes together, so far."""
-        return self.moved_bytes + sum(node.loader.loaded_bytes for node in self.nodes.values())
+        return self._gone_bytes + sum(node.loader.loaded_bytes for node in self.nodes.values())
 
     def _emit(self, name: str, event: Event) -> None:
         if name in self.nodes and not isinstance(event, QUIET):
+            self._count(name, event)
             self._tell(name, event)
+
+    def _count(self, name: str, what: Event) -> None:
+        if isinstance(what, RouteTaken):
+            self.counts["route"] += 1
+        elif isinstance(what, StageChanged) and what.state == "serving":
+            self.counts["serving"] += 1
+            if name not in self._served:
+                self._served.add(name)
+                self.counts["first serving"] += 1
 
     def _tell(self, name: str, what: Happening) -> None:
         now = self._loop.time()
