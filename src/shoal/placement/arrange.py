@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..units import NodeId, Slice
@@ -75,6 +76,13 @@ def arrange(
     further tries.
     """
     ground = ground or Slice(0, layers)
+    return dict(_arranged(layers, tuple(items), tuple(fixed), ground, quick))
+
+
+@lru_cache(maxsize=8)  # of the same nodes the best layout is asked for at every change of the view
+def _arranged(
+    layers: int, items: tuple[Item, ...], fixed: tuple[Laid, ...], ground: Slice, quick: bool
+) -> Layout:
     best = _settled(layers, items, fixed, ground)
     if 0 < len(items) <= FEW and not quick:
         tries = [best]
@@ -137,6 +145,11 @@ def _capped(item: Item, most: int) -> Item:
     room = item.capacities
     sizes = (room.middle, room.embedding, room.head, room.both)
     return replace(item, capacities=Capacities(*(min(size, most) for size in sizes)))
+
+
+def forget() -> None:
+    """As if nothing had been arranged yet: for whoever measures how long it takes."""
+    _arranged.cache_clear()
 
 
 class Field:
