@@ -30,6 +30,7 @@ class Neighbours:
     ) -> None:
         self._private, self._start = private, start
         self._calling: Counter[NodeId] = Counter()  # those lost that we are calling back
+        self._unreached: set[NodeId] = set()  # those that did not answer our last call
 
     def meet(self, membership: Membership, links: Links) -> None:
         self.membership, self.links = membership, links
@@ -53,8 +54,11 @@ class Neighbours:
                 yield announcement.node, offer
 
     def doubtful(self) -> frozenset[NodeId]:
-        """No new session is planned through these, whose links we lost ourselves."""
-        return frozenset(self._calling)
+        """No new session is planned through these: we lost the link ourselves, and they have not
+        announced themselves since.
+        """
+        self._unreached &= self.membership.doubtful()
+        return frozenset(self._calling) | self._unreached
 
     def check(self, node: NodeId) -> None:
         """Somebody says that it is gone: see for ourselves."""
@@ -76,4 +80,7 @@ class Neighbours:
             async with asyncio.timeout(RECONNECT_S):
                 await self.links.connect(node)
         except (LinkClosed, TimeoutError):
+            self._unreached.add(node)
             self.membership.suspect(node)
+        else:
+            self._unreached.discard(node)
