@@ -9,14 +9,14 @@ over and the nodes are back, the model is covered and asked for with success.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ..bus.memory import MemoryRelay
 from ..hardware import Speed
 from ..transport import MemoryConfig, MemoryNetwork
-from ..units import Slice
 from .asked import Asked
 from .engine import more_bytes
 from .liars import LIES, Lie, make_liar
@@ -25,7 +25,7 @@ from .machine import Machine
 from .model import SimModel
 from .world import World
 
-BEGIN_S, FAULTS_S = 20.0, 40.0  # the mesh settles; then, for so long, things happen
+BEGIN_S = 20.0  # by then the mesh has settled
 ANSWERED_S = 300.0  # after the last fault every request has ended
 FREE_S = 120.0  # after that nobody holds anything any more
 COVERED_S = 120.0  # after the last fault every gateway has a route
@@ -97,10 +97,25 @@ class Broken(AssertionError):
     """A promise was not kept: the message has the story."""
 
 
-def make_story(seed: int) -> Story:
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How much happens in a story, at most."""
+
+    nodes: int = 12
+    faults: int = 7
+    requests: int = 14
+    tokens: tuple[int, ...] = (1, 20, 100, 400)  # that a request may ask for
+    seconds: float = 40.0
+
+
+SHORT = Length(nodes=7, faults=4, requests=7, tokens=(1, 20, 80), seconds=15.0)
+LONG = Length()
+
+
+def make_story(seed: int, length: Length = LONG) -> Story:
     chance = random.Random(seed)
     layers = chance.randint(6, 16)
-    nodes = chance.randint(5, 12)
+    nodes = chance.randint(5, length.nodes)
     memories = [chance.randint(max(2, layers // 4), layers) for _ in range(nodes)]
     while sum(memories) < 2 * layers:  # the loss of a few is bearable
         memories[chance.randrange(nodes)] = layers
@@ -108,8 +123,9 @@ def make_story(seed: int) -> Story:
     skewed = chance.random() < 0.3
     skews = [round(chance.uniform(-300, 300), 1) if skewed else 0.0 for _ in range(nodes)]
     names = [f"n{number}" for number in range(1, nodes + 1)]
-    acts = [_fault(chance, names, relays) for _ in range(chance.randint(2, 7))]
-    acts += [_request(chance, names) for _ in range(chance.randint(6, 14))]
+    count = chance.randint(2, length.faults), chance.randint(4, length.requests)
+    acts = [_fault(chance, names, relays, length) for _ in range(count[0])]
+    acts += [_request(chance, names, length) for _ in range(count[1])]
     return Story(
         seed,
         layers,
@@ -121,9 +137,9 @@ def make_story(seed: int) -> Story:
     )
 
 
-def _fault(chance: random.Random, names: Sequence[str], relays: int) -> Act:
+def _fault(chance: random.Random, names: Sequence[str], relays: int, length: Length) -> Act:
     what = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    at_s = round(BEGIN_S + chance.uniform(0, FAULTS_S), 2)
+    at_s = round(BEGIN_S + chance.uniform(0, length.seconds), 2)
     for_s = round(chance.choice((0.5, 2.0, 8.0, 20.0)) * chance.uniform(0.5, 1.5), 2)
     match what:
         case "partition":
@@ -139,9 +155,9 @@ def _fault(chance: random.Random, names: Sequence[str], relays: int) -> Act:
             return Act(at_s, what, (chance.choice(names),), for_s)
 
 
-def _request(chance: random.Random, names: Sequence[str]) -> Act:
-    at_s = round(BEGIN_S + chance.uniform(-2, FAULTS_S), 2)
-    return Act(at_s, "ask", (chance.choice(names),), number=chance.choice((1, 20, 100, 400)))
+def _request(chance: random.Random, names: Sequence[str], length: Length) -> Act:
+    at_s = round(BEGIN_S + chance.uniform(-2, length.seconds), 2)
+    return Act(at_s, "ask", (chance.choice(names),), number=chance.choice(length.tokens))
 
 
 # ---- playing it
@@ -196,13 +212,13 @@ class _Stage:
             whole = sum(asked.outcome == "whole" for asked in world.asked)
             return Outcome(whole, len(world.asked), world.digest())
 
-    def _script(self) -> list[tuple[float, Callable[[], object]]]:
+    def _script(self) -> list[tuple[float, Callable[[], Awaitable[None]]]]:
         """What is done when, beginnings and ends in one order."""
-        script: list[tuple[float, int, Callable[[], object]]] = []
+        script: list[tuple[float, int, Callable[[], Awaitable[None]]]] = []
         for order, act in enumerate(self.story.acts):
-            script.append((act.at_s, order, lambda act=act: self._begin(act)))
+            script.append((act.at_s, order, partial(self._begin, act)))
             if act.for_s:
-                script.append((act.at_s + act.for_s, order, lambda act=act: self._end(act)))
+                script.append((act.at_s + act.for_s, order, partial(self._end, act)))
         return [(at_s, do) for at_s, _, do in sorted(script, key=lambda one: one[:2])]
 
     async def _join(self, name: str) -> None:
@@ -292,7 +308,7 @@ class _Stage:
         if asked.outcome == "whole" and len(asked.tokens) != asked.max_tokens:
             raise self._broken(f"{len(asked.tokens)} of {asked.max_tokens} tokens are called whole")
 
-    def _held(self) -> Iterable[str]:
+    def _held(self) -> Iterator[str]:
         """What is not free."""
         for node in self.world.nodes.values():
             if len(node.pipeline.gateway):
@@ -309,9 +325,7 @@ class _Stage:
             raise self._broken(f"not within {limit_s:g} s: {what}") from None
 
     def _broken(self, what: str) -> Broken:
-        held = "; ".join(self._held())
-        served = ", ".join(
-            f"{node.name} {node.held().layers if node.held() else '-'}"
-            for node in self.world.nodes.values()
-        )
-        return Broken(f"{what}\nheld: {held}\nserved: {served}\n{self.story}")
+        kept = "; ".join(self._held())
+        holdings = ((node.name, node.held()) for node in self.world.nodes.values())
+        served = ", ".join(f"{name} {held.layers if held else '-'}" for name, held in holdings)
+        return Broken(f"{what}\nheld: {kept}\nserved: {served}\n{self.story}")

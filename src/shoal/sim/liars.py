@@ -28,12 +28,12 @@ def make_liar(node: SimNode, lie: Lie, chance: random.Random) -> None:
     links, bus = node.links, node.bus
     send, announce = links.send, bus.announce
 
-    def send_lies(to: NodeId, frame: Frame) -> None:
+    def send_lies(node: NodeId, frame: Frame) -> None:
         frames = [frame]
-        if chance.random() < OFTEN and to != node.id:
+        if chance.random() < OFTEN and node != links.node:
             frames = told(lie, frame, chance)
         for each in frames:
-            send(to, each)
+            send(node, each)
 
     async def announce_lies(announcement: Announcement) -> None:
         changed = announced(lie, announcement, node)

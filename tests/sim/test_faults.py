@@ -1,0 +1,58 @@
+"""Hundreds of short stories of kills, pauses, partitions, outages and lies, each by its seed.
+
+SHOAL_FAULT_SEEDS=1000 plays more of them; `scripts/soak_faults.py` plays long ones without end.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shoal.sim.faults import LONG, SHORT, WEIGHTS, Act, Broken, make_story, play
+
+SEEDS = int(os.environ.get("SHOAL_FAULT_SEEDS", "24"))
+BATCH = 6  # seeds of one test, so that several processes share them
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
+def test_whatever_happens_nothing_is_lost_and_the_mesh_recovers(first: int) -> None:
+    whole = asked = 0
+    for seed in range(first, min(SEEDS, first + BATCH)):
+        outcome = play(make_story(seed, SHORT))
+        whole, asked = whole + outcome.whole, asked + outcome.asked
+    assert whole > 0.6 * asked, "nearly all could have been answered"
+
+
+def test_a_story_plays_the_same_in_another_process() -> None:
+    def digest(hash_seed: str) -> str:
+        code = "from shoal.sim.faults import *\nprint(play(make_story(3, SHORT)).digest)"
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert digest("1") == digest("2")
+
+
+def test_a_promise_that_is_broken_is_told_with_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.sim.asked.Asked.is_right", False)
+    story = make_story(1, SHORT)
+    with pytest.raises(Broken) as broken:
+        play(story)
+    assert "another text at n" in str(broken.value)
+    assert f"seed 1: {story.layers} layers" in str(broken.value)
+
+
+def test_all_kinds_of_faults_are_tried() -> None:
+    acts = [act for seed in range(200) for act in make_story(seed, LONG).acts]
+    assert {act.what for act in acts} == {"ask", *WEIGHTS}
+    assert {"garbage", "wrong", "blames"} <= {act.lie for act in acts if act.what == "lie"}
+
+
+def test_an_act_reads_as_a_line() -> None:
+    act = Act(21.5, "slow", ("n3",), 2.0, 10)
+    assert str(act) == "  21.50 s  until   23.50 s  slow        n3 10 times"
