@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shoal.hardware import Speed
 from shoal.placement import Held, Network, Work
 from shoal.placement.bound import Worker, max_flow
-from shoal.placement.flow import Flow, FlowSearch, Path, Rotation, all_together, best_flow
+from shoal.placement.flow import FlowSearch, Rotation, all_together, best_flow
+from shoal.placement.simplex import Flow, Path
 from shoal.units import NodeId, Slice
 
 from .pools import AMBER, BIRCH, CEDAR, rings, stage

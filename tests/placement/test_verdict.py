@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from random import Random
 
 import pytest
 
+from shoal.hardware import Speed
 from shoal.placement import Held, Network, Trip
 from shoal.placement.verdict import Verdict, if_lost, readable, sentence, verdict
 from shoal.units import NodeId, Slice
@@ -67,6 +69,20 @@ def test_a_slice_beyond_the_model_counts_for_nothing() -> None:
 def test_figures_for_people_have_two_digits() -> None:
     shown = [readable(rate) for rate in (0.123, 9.44, 14.2, 90.4, 1234.0, 98765.0)]
     assert shown == ["0.1", "9.4", "14", "90", "1200", "99000"]
+
+
+@pytest.mark.parametrize("huge", [1e300, 1.7e308])
+def test_figures_beyond_all_measure_spoil_nothing(huge: float) -> None:
+    """Strangers may announce any number; who says that it takes for ever is not chosen."""
+    speed = Speed(step_s=huge, layer_s=huge, token_s=huge, context_s=huge, sample_s=huge)
+    liar = Held(DELTA, Slice(0, 16), "serving", "f32", speed, 1 << 53, 1 << 53, 1 << 53)
+    honest = stage(AMBER, 0, 16)
+    found = judged([liar, honest])
+    assert found.one_tokens_per_s == pytest.approx(1 / 0.016)
+    assert found.all_tokens_per_s == pytest.approx(2000, rel=0.02)
+    assert 0 < judged([liar]).one_tokens_per_s < 1
+    nothing = Held(BIRCH, Slice(0, 16), "serving", "f32", Speed(), 0, 0, 1 << 53)
+    assert isfinite(judged([nothing, honest]).all_tokens_per_s)
 
 
 def test_a_crowd_is_judged_in_a_moment() -> None:

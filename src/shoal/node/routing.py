@@ -16,8 +16,9 @@ from typing import Literal
 from ..errors import NoRoute
 from ..placement import Held, Network, Route, Trip, Work, cheapest_route, route_seconds
 from ..placement.expect import prefill_s
-from ..placement.flow import FlowSearch, Path, Rotation
+from ..placement.flow import FlowSearch, Rotation
 from ..placement.routes import crowded
+from ..placement.simplex import Path
 from ..units import ModelId, NodeId, Seconds, Slice
 from .affinity import Affinity, Known
 

@@ -153,7 +153,8 @@ def prefill_s(stage: Held, layers: Slice, known: int, prompt: int) -> float:
     speed, count = stage.speed, len(layers)
     whole = speed.seconds(count, prompt, prompt * prompt // 2)
     rest = prompt - known
-    return whole - speed.seconds(count, rest, rest * (known + prompt) // 2)
+    left = speed.seconds(count, rest, rest * (known + prompt) // 2)
+    return min(whole, LONGEST_S) - min(left, LONGEST_S)
 
 
 def token_s(stage: Held, work: Work, batch: int = FULL_BATCH) -> StageCost:
@@ -163,4 +164,4 @@ def token_s(stage: Held, work: Work, batch: int = FULL_BATCH) -> StageCost:
     step, layer, sample = _step(stage, work, batch)
     ratio = work.prompt / max(work.tokens, 1)
     prompt = ratio * (stage.speed.token_s + stage.speed.context_s * work.prompt / 2)
-    return StageCost(step / batch, layer / batch + prompt, sample / batch)
+    return StageCost(step / batch, min(layer / batch + prompt, LONGEST_S), sample / batch)
