@@ -19,11 +19,14 @@ from shoal.pipeline import Plan, Request, Stop
 from shoal.pipeline.messages import (
     CHANNEL,
     Close,
+    Go,
+    Leaving,
     Lost,
     Open,
     Opened,
     Preempted,
     Refused,
+    Resume,
     RowEntry,
     Step,
     TokenEntry,
@@ -127,6 +130,21 @@ def opens(draw: st.DrawFn) -> Open:
         page_tokens=PAGE,
         digests=draw(st.integers(0, (known - 1) // PAGE)),
         prefix_tokens=draw(counts),
+        hold=draw(st.booleans()),
+    )
+
+
+@st.composite
+def resumes(draw: st.DrawFn) -> Resume:
+    known = draw(st.integers(1, 60))
+    session = draw(session_ids)
+    return Resume(
+        session=session,
+        renamed=ONE if session == TWO else TWO,
+        known_tokens=known,
+        output_tokens=draw(st.integers(0, known)),
+        previous=draw(node_ids),
+        next=draw(node_ids),
     )
 
 
@@ -148,7 +166,10 @@ messages = st.one_of(
     st.builds(Close, session_ids),
     st.builds(Opened, session_ids),
     st.builds(Preempted, session_ids),
-    st.builds(Lost, session_ids, node_ids, texts),
+    st.builds(Lost, session_ids, node_ids, texts, st.booleans()),
+    st.builds(Leaving, session_ids),
+    resumes(),
+    st.builds(Go, session_ids, counts, st.booleans()),
     st.builds(Refused, session_ids, st.sampled_from(["busy", "never", "gone"]), texts),
     token_entries.map(lambda entry: Tokens((entry,))),
     st.lists(row_entries, min_size=1, max_size=4).map(lambda entries: Step(tuple(entries))),
@@ -162,6 +183,8 @@ def body_for(message: object, chance: int) -> bytes:
     match message:
         case Open(known_tokens=known, output_tokens=output, digests=digests):
             return b"d" * 16 * digests + pack_ids([7] * (known if chance < 8 else output))
+        case Resume(known_tokens=known, output_tokens=output):
+            return pack_ids([7] * (known if chance < 5 else output))
         case Close():
             return b"d" * 16 * chance
         case Step(entries):
@@ -532,3 +555,35 @@ async def test_a_stranger_who_knows_the_session_changes_nothing_at_the_gateway()
         assert stream.generation.state == "opening"
         assert stream.generation.attempt == 1
         await stream.aclose()
+
+
+async def test_only_its_gateway_moves_a_session_to_another_route() -> None:
+    async with hostile_node() as node:
+        worker = next(each for each in node.pipeline.workers if each.key.layers == MIDDLE)
+        node.receive(ALICE, middle(ONE, previous=BOB, next=BOB))
+        resume = Resume(ONE, TWO, 8, 0, MALLORY, MALLORY)
+        node.receive(MALLORY, resume)
+        assert [each.reason for each in node.links.to(MALLORY, Refused)] == ["gone"]
+        assert worker.sessions.ids() == [ONE]
+        node.receive(ALICE, msgspec.structs.replace(resume, previous=BOB, next=BOB, known_tokens=8))
+        node.receive(MALLORY, Go(TWO))
+        assert worker.sessions._sessions[TWO].state == "held"
+
+
+@pytest.mark.parametrize("known", [1, 1 << 20], ids=["less than before", "more than it reserved"])
+async def test_who_forgets_what_it_knew_is_at_fault(known: int) -> None:
+    async with hostile_node() as node:
+        node.receive(ALICE, middle(ONE))
+        with pytest.raises(BadMessage):
+            node.receive(ALICE, Resume(ONE, TWO, known, 0, BOB, BOB))
+
+
+async def test_rows_before_go_are_bounded() -> None:
+    async with hostile_node() as node:
+        node.receive(MALLORY, middle(ONE, previous=BOB, next=BOB, hold=True))
+        for _ in range(100):
+            node.receive(BOB, Step((RowEntry(ONE, 0, 8),)), rows(8))
+        assert [each.message for each in node.links.to(MALLORY, Lost)] == [
+            "more rows than it has tokens"
+        ]
+        assert pages_used(node) == 0

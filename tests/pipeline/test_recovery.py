@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from shoal.pipeline.messages import Opened
 from shoal.units import NodeId, Slice
 
 from .small_mesh import GATEWAY, SmallMesh, expected
@@ -280,3 +281,50 @@ def test_under_any_faults_each_token_comes_once_and_every_page_comes_back(block:
         run_out(mesh)
         assert_each_is_whole_or_told_why(mesh, wanted, seed)
         assert_nothing_is_left(mesh)
+
+
+def test_after_a_recovery_nobody_else_finds_what_the_session_computed() -> None:
+    """A digest stands for the route on which a page was filled."""
+    mesh = SmallMesh(7, DOUBLE)
+    mesh.ask(PROMPT, 30)
+    while len(mesh.delivered[0]) < 4:
+        mesh.turn()
+    mesh.kill(stop_of(mesh, 1))
+    while mesh.generations[0].state != "running":
+        mesh.turn()
+    named = {node.id: set(node.sessions.pool._names.values()) for node in mesh.nodes.values()}
+    run_out(mesh)
+    assert mesh.delivered[0] == expected(PROMPT, 30)
+    for node in mesh.nodes.values():
+        assert set(node.sessions.pool._names.values()) <= named[node.id]
+
+
+def test_a_session_whose_beginning_was_found_is_mended_too() -> None:
+    for seed in range(30):
+        mesh = SmallMesh(seed, DOUBLE)
+        mesh.ask(PROMPT, 6)
+        run_out(mesh)
+        turn = (*PROMPT, *mesh.delivered[0], 8)
+        mesh.ask(turn, TOKENS)
+        for _ in range(30 + 4 * seed):
+            mesh.turn()
+        plan = mesh.generations[1].plan
+        assert plan is not None
+        mesh.kill(plan.stops[seed % 3].node)
+        run_out(mesh)
+        assert mesh.delivered[1] == expected(turn, TOKENS)
+        assert_nothing_is_left(mesh)
+
+
+def test_a_stage_that_claims_to_have_what_nobody_gave_it_is_avoided() -> None:
+    mesh = SmallMesh(7, {**DOUBLE, "b3": Slice(2, 4)})
+    mesh.ask(PROMPT, TOKENS)
+    while len(mesh.delivered[0]) < 4:
+        mesh.turn()
+    generation = mesh.generations[0]
+    mesh.kill(stop_of(mesh, 1))
+    liar = NodeId(stop_of(mesh, 1))
+    assert generation.session is not None
+    mesh._gateway(0, generation.opened(Opened(generation.session, 5), liar))
+    assert liar in generation.avoid
+    assert_whole(mesh)
