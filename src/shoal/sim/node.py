@@ -317,7 +317,10 @@ class SimNode:
         return pool_of(
             self.describe(),
             self.membership.view.announcements(),
-            [Candidate(each.model_id, each.shape, each.dtype) for each in self.machine.models],
+            [
+                Candidate(each.model_id, each.shape, each.dtype, self.machine.reserve_tokens)
+                for each in self.machine.models
+            ],
         )
 
     # ---- what the placer asks of us
