@@ -226,10 +226,10 @@ def test_load_is_told_when_it_has_doubled_and_not_all_the_time() -> None:
 
 
 def test_a_node_that_needs_more_than_its_cell_holds_hears_the_next_wider_one() -> None:
-    config = MembershipConfig(cells=CellsConfig(fewest=6, most=24))
+    config = MembershipConfig(cells=CellsConfig(fewest=4, most=16))
 
     async def world(mesh: Members) -> None:
-        for _ in range(120):
+        for _ in range(60):
             await mesh.join(config=config)
         await asyncio.sleep(300.0)  # those of other cells have run out
         needy = mesh.members[5]
