@@ -1,9 +1,13 @@
-"""The rows of one step by the layers that they run: a session may use but a part of a stage's."""
+"""The rows of one step by the layers that they run: a session may use but a part of a stage's.
+
+T tokens of some rows · E hidden width
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,6 +28,24 @@ class Portion:
     at: Sequence[int]
     rows: Sequence[Row]
     asked: Sequence[int]
+
+    @property
+    def lines(self) -> list[int]:
+        """The tokens of its rows after which logits are wanted."""
+        ends = list(accumulate(row.count for row in self.rows)) if self.asked else []
+        return [
+            line
+            for index in self.asked
+            for line in range(ends[index] - 1 - len(self.rows[index].draft), ends[index])
+        ]
+
+    @property
+    def hidden(self) -> Tensor:
+        """(T, E): what its rows have brought. Raises ValueError when they brought nothing."""
+        parts = [row.hidden for row in self.rows if row.hidden is not None]
+        if not parts:
+            raise ValueError("rows that begin behind the first layer bring hidden states")
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def by_part(rows: Sequence[Row], asked: Sequence[int], whole: Slice) -> list[Portion]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -231,13 +230,13 @@ class Stage:
         return None, (found if every else found[list(one.asked)]).float()
 
     def _prepared(self, portion: Portion) -> _Forward:
-        rows, lines = portion.rows, _lines(portion.rows, portion.asked)
+        lines = portion.lines
         model = self._part(portion.layers) if portion.layers != self.model.layers else self.model
-        plan = StepPlan.of(rows, self.config.page_size, model.device, lines)
-        x = plan.ids if model.first else _joined_hidden(rows).to(model.device, non_blocking=True)
+        plan = StepPlan.of(portion.rows, self.config.page_size, model.device, lines)
+        x = plan.ids if model.first else portion.hidden.to(model.device, non_blocking=True)
         if len(x) != len(plan.positions):
             raise ValueError(f"{len(plan.positions)} tokens announced, {len(x)} given")
-        return _Forward(model, rows, plan, x, plan.wanted if lines else None)
+        return _Forward(model, portion.rows, plan, x, plan.wanted if lines else None)
 
     def _forward(self, ready: _Forward) -> Tensor:
         model, plan, x = ready.model, ready.plan, ready.x
@@ -275,20 +274,3 @@ class Stage:
     def hidden_from_wire(self, buffer: bytes | bytearray | memoryview, count: int) -> Tensor:
         """(count, E) from a peer's bytes. Raises BadMessage when there are more or fewer."""
         return wire.hidden_from_wire(buffer, self.model.dtype_name, self.model.hidden_size, count)
-
-
-def _lines(rows: Sequence[Row], asked: Sequence[int]) -> list[int]:
-    """The tokens of these rows after which logits are wanted."""
-    ends = list(accumulate(row.count for row in rows)) if asked else []
-    return [
-        line
-        for index in asked
-        for line in range(ends[index] - 1 - len(rows[index].draft), ends[index])
-    ]
-
-
-def _joined_hidden(rows: Sequence[Row]) -> Tensor:
-    parts = [row.hidden for row in rows if row.hidden is not None]
-    if not parts:
-        raise ValueError("rows that begin behind the first layer bring hidden states")
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
