@@ -78,11 +78,12 @@ class Mesh:
     def __init__(self) -> None:
         self.network = MemoryNetwork(MemoryConfig(delay_s=0.002, jitter_s=0.001, loss=0.02), seed=4)
         self.members: list[Member] = []
+        self.parts: Callable[[Wish], tuple[Stop, ...]] | None = None  # who runs what, otherwise
         self.contacts: dict[NodeId, Contact] = {}
 
     def plan(self, wish: Wish) -> Plan:
         kept = {stop.layers.start: stop for stop in wish.keep}
-        stops: list[Stop] = []
+        stops: list[Stop] = list(self.parts(wish)) if self.parts else []
         while not stops or stops[-1].layers.stop < 4:
             start = stops[-1].layers.stop if stops else 0
             if start in kept:
@@ -214,6 +215,30 @@ async def test_two_nodes_of_a_route_may_go_at_the_same_time(checkpoint: Checkpoi
                 mesh.network.cut(mesh.members[1].id)
                 mesh.network.freeze(mesh.members[2].id)
         assert got == await unsplit(checkpoint)
+
+
+@pytest.mark.parametrize("quant", ["none", "int8"])
+async def test_stages_that_overlap_run_parts_and_are_replaced_by_parts(
+    checkpoint: Checkpoint, quant: Quant
+) -> None:
+    async with mesh_of(checkpoint, "0:4", quant=quant) as whole:
+        wanted = await tokens_of(ask(whole.members[0]))
+    async with mesh_of(checkpoint, "0:3", "1:4", "0:4", quant=quant) as mesh:
+        first, second, third = (member.id for member in mesh.members)
+
+        def parts(wish: Wish) -> tuple[Stop, ...]:
+            last = third if second in wish.avoid else second
+            return Stop(first, Slice(0, 2)), Stop(last, Slice(2, 4))
+
+        mesh.parts, got = parts, []
+        async for sampled in ask(mesh.members[0]):
+            got.append(sampled.token)
+            if len(got) == 8:
+                mesh.network.cut(second)
+        assert got == wanted
+        events = mesh.members[0].events
+        kinds = [each.kind for each in events if isinstance(each, RouteTaken)]
+        assert kinds == ["new", "replayed"]
 
 
 async def test_who_leaves_hands_its_sessions_over(checkpoint: Checkpoint) -> None:
