@@ -32,8 +32,7 @@ from shoal.placement import (
     covered,
     decide,
 )
-from shoal.placement.arrange import Laid, arrange, forget, throughput
-from shoal.placement.balance import item_of
+from shoal.placement.arrange import Laid, forget, throughput
 from shoal.placement.rates import tokens_per_s
 from shoal.units import ModelId, NodeId, Slice
 
@@ -193,14 +192,16 @@ def compare(mesh: Mesh, ratios: dict[str, list[float]]) -> None:
     """What came about one by one, over what others would have laid with all nodes known."""
     shape, nodes = mesh.shape, mesh.nodes
     ours = mesh.carries()
-    items = [item_of(shape, one) for one in nodes.values()]
-    planned = throughput(shape.layers, list(arrange(shape.layers, items).values()))
+    fresh = Mesh(shape, {node: replace(one, layers=None) for node, one in nodes.items()})
+    pool = Pool((Wanted(MODEL, shape),), {MODEL: tuple(fresh.nodes.values())})
+    planned = carried(shape, nodes, {node: decide(node, pool).layers for node in nodes})
     peers = [
         Peer(one.node, one.capacities.middle, one.speed.layer_s, 1 / one.speed.layer_s)
         for one in nodes.values()
         if one.capacities.middle
     ]
-    ratios["planned"].append(ours / planned)
+    if planned:
+        ratios["planned"].append(ours / planned)
     by_capacity = NO_CHAIN
     with suppress(NoChain):
         by_capacity = place_by_capacity(shape.layers, peers)
@@ -244,7 +245,7 @@ def decisions(bench: Bench) -> None:
 
 def placed(chance: random.Random, shape: ModelShape, one: Member) -> Member:
     most = max(1, one.capacities.middle)
-    start = chance.randrange(1, shape.layers - most)
+    start = chance.randrange(shape.layers - most + 1)
     return replace(one, layers=Slice(start, start + most))
 
 

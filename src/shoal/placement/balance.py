@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..units import NodeId, Slice
-from .arrange import Item, Laid, Layout, arrange, throughput
+from .arrange import FEW, Item, Laid, Layout, arrange, throughput
 from .coverage import covered
 from .model import Member, ModelShape
 from .rates import tokens_per_s
@@ -71,12 +72,30 @@ def next_step(
     return None
 
 
+def much_better(
+    shape: ModelShape, members: Sequence[Member], regions: Regions, held: dict[NodeId, Slice]
+) -> dict[NodeId, Slice] | None:
+    """The best layout known, where that would carry much more than `held`."""
+    if not 1 < len(members) <= MAX_GROUP:
+        return None
+    planned = [replace(one, layers=held.get(one.node)) for one in members]
+    now = throughput(shape.layers, laid_of(shape, planned))
+    target = _target(shape, regions)
+    if now >= ENOUGH * throughput(shape.layers, list(target.values())):
+        return None
+    goals: dict[NodeId, Slice] = {}
+    for region, _ in regions:
+        goals |= _shared_out(shape, region, target)
+    return goals
+
+
 def _target(shape: ModelShape, regions: Regions) -> Layout:
     target: Layout = {}
+    quick = sum(len(region) for region, _ in regions) > FEW
     for region, ground in regions:
         pinned = [one for one in region if one.pinned]
         items = [item_of(shape, one) for one in region if not one.pinned]
-        target |= arrange(shape.layers, items, laid_of(shape, pinned), ground)
+        target |= arrange(shape.layers, items, laid_of(shape, pinned), ground, quick=quick)
         for one, laid in zip(pinned, laid_of(shape, pinned), strict=True):
             target[one.node] = laid
     return target

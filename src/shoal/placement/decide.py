@@ -15,7 +15,7 @@ from hashlib import blake2b
 
 from ..units import NodeId, Slice
 from .arrange import FEW, Field, arrange
-from .balance import item_of, laid_of, next_step
+from .balance import item_of, laid_of, much_better, next_step
 from .choose import choose_slice
 from .coverage import covered
 from .demand import chosen_model
@@ -75,6 +75,8 @@ class _View:
         if not covered(self.shape.layers, held.values()):
             held = self._planned(self.members, held)
             why = "a hole" if covered(self.shape.layers, held.values()) else "what there is"
+        if not covered(self.shape.layers, self.today.values()):
+            held = self._anew(held)
         else:
             held = self._made_whole(held)
         before, after = self.today.get(self.me), held.get(self.me)
@@ -124,6 +126,12 @@ class _View:
                 laid = field.best(item_of(self.shape, free[node]), must=found[node])
                 found[node] = laid.layers if laid else found[node]
         return held | found
+
+    def _anew(self, held: dict[NodeId, Slice]) -> dict[NodeId, Slice]:
+        """While nothing can be served a better layout costs no service: all step over to it."""
+        pairs = list(zip(self.regions, self.grounds, strict=True))
+        fresh = much_better(self.shape, self.members, pairs, held)
+        return held if fresh is None else held | fresh
 
     def _made_whole(self, held: dict[NodeId, Slice]) -> dict[NodeId, Slice]:
         """A region that has room for all layers holds all of them."""
