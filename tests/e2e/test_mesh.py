@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from .live import LiveNode, live_mesh, wait_for
+from .live import LiveNode, live_mesh, model_is_ready, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -239,3 +240,41 @@ def test_a_private_mesh_answers_its_members_and_a_planned_leave_is_quiet(tmp_pat
         with client_of(nodes[0]) as client:
             assert complete(client)
         assert nodes[0].leave() == 0
+
+
+def test_a_planned_leave_shows_no_gap_in_the_streams_of_others(tmp_path: Path) -> None:
+    """The one in use is asked to leave in mid-stream: what it computes is handed over first."""
+    with live_mesh(tmp_path, ["0:3", "3:6", "6:8", "3:6"], "--quant", "int8") as nodes:
+        undisturbed = stream_text(nodes[0], 300)
+        left: list[LiveNode] = []
+        came: list[float] = []
+
+        def ask_the_one_in_use_to_leave(count: int) -> None:
+            came.append(time.monotonic())
+            if count == 30:
+                busy = [n for n in (nodes[1], nodes[3]) if n.status()["stages"][0]["sessions"]]
+                left.extend(busy)
+                busy[0].process.send_signal(signal.SIGTERM)
+
+        assert stream_text(nodes[0], 300, ask_the_one_in_use_to_leave) == undisturbed
+        assert left[0].process.wait(timeout=30) == 0
+        longest = max(after - before for before, after in itertools.pairwise(came))
+        assert longest < 2, f"a gap of {longest:.2f} s"
+
+
+def test_a_process_that_was_stopped_for_a_while_comes_back(tmp_path: Path) -> None:
+    """Ten seconds: the others have given it up by then, and its sessions are nobody's."""
+    with live_mesh(tmp_path, ["0:3", "3:6", "6:8"], "--quant", "int8") as nodes:
+        undisturbed = stream_text(nodes[0], 60)
+
+        def stop(count: int) -> None:
+            if count == 10:
+                nodes[1].process.send_signal(signal.SIGSTOP)
+
+        with pytest.raises(openai.APIError):
+            stream_text(nodes[0], 300, stop)
+        time.sleep(8)
+        nodes[1].process.send_signal(signal.SIGCONT)
+        wait_for("it is found again", lambda: all(map(model_is_ready, nodes)), 20)
+        wait_for("its sessions are freed", lambda: pages_in_use(nodes) == 0, 20)
+        assert stream_text(nodes[0], 60) == undisturbed
