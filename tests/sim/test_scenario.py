@@ -18,8 +18,8 @@ from shoal.sim.scenario import Spread, read_scenario, size
 SMALL = """
 name = "small"
 seed = 3
-duration_s = 120
-warm_up_s = 30
+duration_s = 60
+warm_up_s = 20
 [[models]]
 name = "toy"
 layers = 12
@@ -48,9 +48,9 @@ kills_per_h = 200
 joins_per_h = 200
 stops_per_h = 100
 leaves_per_h = 60
-from_s = 30
+from_s = 20
 [[partitions]]
-at_s = 60
+at_s = 35
 for_s = 5
 regions = [""]
 """
@@ -72,7 +72,7 @@ def test_a_scenario_runs_to_a_report(tmp_path: Path) -> None:
     assert report.wrong_texts == 0
     assert report.nodes == 4
     assert 0.02 < report.between_tokens.p50 < 0.1
-    assert report.output_tokens_per_s == pytest.approx(10, rel=0.4)
+    assert report.output_tokens_per_s == pytest.approx(10, rel=0.5)
     assert report.link_bytes > 4096 * 30 * report.endings["whole"]
 
 
@@ -94,8 +94,8 @@ def test_whatever_happens_each_request_ends_and_no_text_is_wrong(tmp_path: Path)
     [
         ('name = "pc"', 'name = "pc"\ncolour = 1', "colour"),
         ('model = "toy"', 'model = "toi"', "there is no model 'toi', only 'toy'"),
-        ("duration_s = 120", "duration_s = -1", "duration_s"),
-        ("warm_up_s = 30", "warm_up_s = 300", "warm_up_s leaves nothing"),
+        ("duration_s = 60", "duration_s = -1", "duration_s"),
+        ("warm_up_s = 20", "warm_up_s = 300", "warm_up_s leaves nothing"),
         ("layers = 12", 'layers = "x"', "models[0].layers"),
         ("seed = 3", "seed = ", "scenario.toml"),
     ],
@@ -150,5 +150,5 @@ def test_the_command_prints_a_table_and_writes_figures_and_events(tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "tokens/s" in done.output
     report = msgspec.json.decode(figures.read_bytes(), type=Report)
-    assert report.endings["whole"] > 20
+    assert report.endings["whole"] > 8
     assert b"RouteTaken" in events.read_bytes()

@@ -146,8 +146,8 @@ def an_eventful_run(seed: int) -> World:
 
 
 async def eventful(world: World) -> None:
-    for start in range(20):
-        world.request("toy", range(start, start + 30), 60, gateway="node-1")
+    for start in range(8):
+        world.request("toy", range(start, start + 30), 40, gateway="node-1")
     await world.sleep(0.7)
     await world.kill("node-2")
     world.stop("node-3")
