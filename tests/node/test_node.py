@@ -14,6 +14,7 @@ from shoal.models import catalogue
 from shoal.models.checkpoint import open_checkpoint
 from shoal.node import NodeConfig
 from shoal.node.machine import Machine
+from shoal.pipeline.loading import history_bytes
 
 pytestmark = pytest.mark.anyio
 
@@ -55,13 +56,21 @@ async def test_the_memory_that_is_offered_is_that_of_the_device_that_computes(
     monkeypatch.setattr("shoal.node.machine.load_or_measure", detected)
     folders = Folders.find({"SHOAL_HOME": str(tmp_path)})
     config = NodeConfig(folders=folders, mesh=Mesh.public("pond"), memory="50%", device=wish)
-    told: list[tuple[str, int]] = []
+    told: list[tuple[str, int, int]] = []
     async with EngineThread() as thread:
         machine = Machine(config, thread)
         machine.compute_on = lambda *where: told.append(where)
         await machine.look_around(gpus=wish != "cpu")
         await machine.choose_device(open_checkpoint("shoal-tiny"), "none", None)
-    assert told == [(device, offered)]
+    ((told_device, for_slices, for_history),) = told
+    assert (told_device, for_slices + for_history) == (device, offered)
+    assert for_history == offered // 20
     assert machine.serving_config().device == device
-    assert machine.serving_config().memory_bytes == offered
+    assert machine.serving_config().memory_bytes == machine.offered_bytes == for_slices
+    assert machine.serving_config().history_bytes == for_history
     assert machine.capability.devices[0].kind == device.partition(":")[0]
+
+
+def test_what_was_sent_on_never_takes_more_than_its_share_of_a_large_machine() -> None:
+    assert history_bytes(1 << 40) == 256 << 20
+    assert history_bytes(100) == 5

@@ -13,7 +13,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.sizes import FLOAT_BYTES, model_sizes
 from ..pipeline import ServingConfig
-from ..pipeline.loading import compute_class
+from ..pipeline.loading import compute_class, history_bytes
 from ..placement import Capacities, Member, ModelShape, Pool, Wanted, capacities, decide
 from ..placement.cost import predict
 from ..units import ModelId, NodeId, Quant, QuantChoice, Slice
@@ -91,7 +91,7 @@ def fits_into(
     shape = shape_of(checkpoint, config)
     wanted = layers or checkpoint.whole
     kv_bytes = len(wanted) * shape.kv_bytes_per_token_per_layer * (config.kv_tokens or KV_TOKENS)
-    return shape.slice_bytes(wanted) + kv_bytes <= offered
+    return shape.slice_bytes(wanted) + kv_bytes <= offered - history_bytes(offered)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from ..hardware import choose_device, detect, load_or_measure
 from ..models.checkpoint import Checkpoint
 from ..models.gguf_checkpoint import GgufCheckpoint
 from ..pipeline import ServingConfig
+from ..pipeline.loading import history_bytes
 from ..units import Quant
 from .choosing import fits_into
 from .config import NodeConfig
@@ -19,14 +20,21 @@ PUBLIC_SHARE = 0.75  # of our pages for one stranger: whoever comes next finds s
 
 
 class Machine:
-    """`device` computes; of its memory `offered_bytes` are for slices."""
+    """`device` computes; of its memory `offered_bytes` are for slices, and `history_bytes` beside
+    them for what these have sent on: together what the user allows.
+    """
 
     def __init__(self, config: NodeConfig, thread: EngineThread) -> None:
         self._config, self._thread = config, thread
         self.capability = detect(gpus=False)  # the rest when torch is there
-        self.offered_bytes = parse_memory(config.memory, self.capability.memory_bytes)
+        self._offer(self.capability.memory_bytes)
         self.device = "cpu"
-        self.compute_on: Callable[[str, int], None] = lambda device, offered_bytes: None
+        self.compute_on: Callable[[str, int, int], None] = lambda device, offered, history: None
+
+    def _offer(self, memory_bytes: int) -> None:
+        allowed = parse_memory(self._config.memory, memory_bytes)
+        self.history_bytes = history_bytes(allowed)
+        self.offered_bytes = allowed - self.history_bytes
 
     async def look_around(self, *, gpus: bool) -> None:
         """A pinned slice needs no figures to be chosen by: it starts at once."""
@@ -45,14 +53,15 @@ class Machine:
         device = choose_device(wish, found, fits)
         if device.name == "cpu" and found.devices[:-1]:  # what we tell of a GPU would be no use
             await self.look_around(gpus=False)
-        self.offered_bytes = parse_memory(config.memory, device.memory_bytes)
+        self._offer(device.memory_bytes)
         self.device = device.name
-        self.compute_on(device.name, self.offered_bytes)
+        self.compute_on(device.name, self.offered_bytes, self.history_bytes)
 
     def serving_config(self, quant: Quant = "none", dtype: str | None = None) -> ServingConfig:
         config = self._config
         return ServingConfig(
             memory_bytes=self.offered_bytes,
+            history_bytes=self.history_bytes,
             kv_tokens=config.kv_tokens,
             dtype=dtype,
             quant=quant,

@@ -30,11 +30,18 @@ if TYPE_CHECKING:
 Compute = Literal["f32", "bf16", "f16", "int8", "int4", "w8", "w4", "gguf", "served"]
 WARM_UP_STEPS = 3
 WARM_UP_TOKENS = 64
+MOST_HISTORY_BYTES, HISTORY_SHARE = 256 << 20, 20
+
+
+def history_bytes(offered_bytes: int) -> int:
+    """Of the memory that a node offers, what is for hidden states that may be sent again."""
+    return min(MOST_HISTORY_BYTES, offered_bytes // HISTORY_SHARE)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class ServingConfig:
     memory_bytes: int  # for weights and KV pages together
+    history_bytes: int = MOST_HISTORY_BYTES  # beside these: what was sent on
     kv_tokens: int = 0  # 0 = as many as fit, up to `max_contexts` full contexts
     max_contexts: int = 16
     page_tokens: int = 16

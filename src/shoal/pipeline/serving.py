@@ -76,9 +76,11 @@ class Serving:
         """Get slices from there from now on; the simulator's are not read from checkpoints."""
         self._load = load
 
-    def compute_on(self, device: str, memory_bytes: int) -> None:
+    def compute_on(self, device: str, memory_bytes: int, history_bytes: int) -> None:
         """Where slices are loaded from now on, and what they may take there."""
-        self._config = replace(self._config, device=device, memory_bytes=memory_bytes)
+        self._config = replace(
+            self._config, device=device, memory_bytes=memory_bytes, history_bytes=history_bytes
+        )
 
     async def serve(
         self,
@@ -233,6 +235,7 @@ class Serving:
         usual = StageSessionsConfig()
         return StageSessionsConfig(
             gateway_share=self._config.gateway_share,
+            history_bytes=self._config.history_bytes,
             window=getattr(stage, "window", None),
             share_prefixes=not stage.keeps_states,
             rewinds=not stage.keeps_states and compute != "gguf",  # llama.cpp knows ids, not pages
