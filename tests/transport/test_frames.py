@@ -5,16 +5,26 @@ import struct
 import tracemalloc
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import BadFrame, FrameTooLarge, PeerError
 from shoal.transport.control import decode_control
-from shoal.transport.frames import CONTROL, Frame, FrameLimits, FrameReader, check_sendable, encode
+from shoal.transport.frames import (
+    CONTROL,
+    PART,
+    PART_BYTES,
+    Frame,
+    FrameLimits,
+    FrameReader,
+    check_sendable,
+    encode,
+    in_parts,
+)
 
 frames = st.builds(
     Frame,
-    st.integers(min_value=0, max_value=255),
+    st.integers(min_value=0, max_value=254),
     st.binary(max_size=40),
     st.binary(max_size=200),
 )
@@ -162,3 +172,38 @@ def test_a_large_body_in_many_pieces_takes_its_own_size_once() -> None:
 def test_a_control_message_decodes_or_is_the_peers_fault(header: bytes) -> None:
     with contextlib.suppress(PeerError):
         decode_control(Frame(CONTROL, header))
+
+
+@given(
+    st.lists(st.binary(max_size=400_000), min_size=1, max_size=3),
+    st.integers(min_value=1, max_value=200_000),
+)
+@settings(max_examples=30, deadline=None)
+def test_what_travels_in_parts_arrives_whole_with_others_in_between(
+    bodies: list[bytes], cut: int
+) -> None:
+    small = b"".join(map(bytes, encode(Frame(2, b"small"))))
+    wire = b""
+    for body in bodies:
+        for part in in_parts(Frame(1, b"large", body)):
+            assert len(part) <= PART_BYTES + 64
+            wire += part + small
+    reader = FrameReader()
+    came = [f for at in range(0, len(wire), cut) for f in reader.receive(wire[at : at + cut])]
+    assert [bytes(frame.body) for frame in came if frame.channel == 1] == bodies
+    assert {frame.header for frame in came if frame.channel == 2} == {b"small"}
+    assert reader.unfinished_bytes == 0
+
+
+def test_a_part_within_a_part_is_refused() -> None:
+    inner = b"".join(map(bytes, encode(Frame(PART, b"", b"x"))))
+    outer = b"".join(map(bytes, encode(Frame(PART, b"", inner))))
+    with pytest.raises(BadFrame):
+        FrameReader().receive(outer)
+
+
+def test_the_limits_hold_for_what_comes_in_parts() -> None:
+    huge = b"".join(map(bytes, encode(Frame(1, b"", bytes(200)))))
+    reader = FrameReader(FrameLimits(max_body_bytes=150))
+    with pytest.raises(FrameTooLarge):
+        reader.receive(b"".join(map(bytes, encode(Frame(PART, b"", huge[:100])))))

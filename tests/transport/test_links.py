@@ -66,6 +66,21 @@ async def test_frames_arrive_whole_and_in_order_in_both_directions(mesh: Mesh) -
     assert birch.events == [LinkUp(amber.id)]
 
 
+async def test_what_is_urgent_overtakes_what_is_bulk(mesh: Mesh) -> None:
+    amber, birch = await pair(mesh)
+    await amber.links.connect(birch.id)
+    large = [bytes([number]) * (3 << 20) for number in range(6)]
+    for body in large:
+        amber.links.send(birch.id, Frame(CHANNEL, b"large", body, bulk=True))
+    for number in range(3):
+        amber.links.send(birch.id, frame(b"%d" % number, b"small"))
+    await until(lambda: len(birch.frames) == 9)
+    headers = [each.header for _, each in birch.frames]
+    assert headers.index(b"small") < 5
+    assert [bytes(f.body) for _, f in birch.frames if f.header == b"large"] == large
+    assert [bytes(f.body) for _, f in birch.frames if f.header == b"small"] == [b"0", b"1", b"2"]
+
+
 async def test_connect_returns_when_the_link_can_be_used(mesh: Mesh) -> None:
     amber, birch = await pair(mesh)
     assert not amber.links.is_connected(birch.id)

@@ -233,8 +233,8 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-def to_frame(message: Message, body: Bytes = b"") -> Frame:
-    return Frame(CHANNEL, _encoder.encode(message), body)
+def to_frame(message: Message, body: Bytes = b"", *, bulk: bool = False) -> Frame:
+    return Frame(CHANNEL, _encoder.encode(message), body, bulk)
 
 
 def from_frame(frame: Frame) -> Message:

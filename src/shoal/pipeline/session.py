@@ -45,12 +45,14 @@ class Send:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """Send the hidden states of these rows (indices into the step) to the next hop, if there is one
-    that wants them, and hand them to `keep`.
+    that wants them, and hand them to `keep`. Prompts are `bulk`: nobody who generates waits for
+    them on the way.
     """
 
     node: NodeId | None
     message: Step
     rows: tuple[int, ...]
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,17 @@ class StageSessions(ResumingSessions):
 
     # ---- running
 
-    def sending_to(self, nodes: Collection[NodeId]) -> frozenset[SessionId]:
-        """The sessions whose next hop is one of these."""
+    def prompting(self, nodes: Collection[NodeId]) -> frozenset[SessionId]:
+        """The sessions whose prompt goes to one of these. Those that generate have one row on the
+        way at most, and it overtakes prompts.
+        """
         if not nodes:
             return frozenset()
-        return frozenset(key for key, each in self._sessions.items() if each.open.next in nodes)
+        return frozenset(
+            key
+            for key, each in self._sessions.items()
+            if each.open.next in nodes and each.computed < each.open.known_tokens
+        )
 
     def _accept(self, this: Session, row: Row, now: float) -> list[Instruction]:
         """The next row, which waits when there are no pages for it."""
@@ -128,10 +134,11 @@ class StageSessions(ResumingSessions):
         self, rows: Sequence[Row], sampled: Sequence[Sequence[Sampled]], now: float
     ) -> list[Instruction]:
         """The forward is done: `sampled[i]` belongs to `rows[i]`, empty where none was asked for.
-        One Forward per next hop, mostly one Tokens per reader.
+        A Forward per next hop for those who generate and one for prompts; mostly one Tokens per
+        reader.
         """
         freed = False
-        steps: dict[NodeId | None, tuple[list[RowEntry], list[int]]] = {}
+        steps: dict[tuple[NodeId | None, bool], tuple[list[RowEntry], list[int]]] = {}
         tokens: dict[NodeId, list[TokenEntry]] = {}
         out: list[Instruction] = []
         for index, (row, chosen) in enumerate(zip(rows, sampled, strict=True)):
@@ -146,7 +153,9 @@ class StageSessions(ResumingSessions):
                     self._release(this)
                     freed = True
             elif not self.ends(this.open.layers):
-                entries, indices = steps.setdefault(self._reader(this, row), ([], []))
+                # who generates has all that went before at its tail: it overtakes none of its own
+                to = self._reader(this, row), row.start < this.open.known_tokens
+                entries, indices = steps.setdefault(to, ([], []))
                 entries.append(RowEntry(row.session, row.start, row.count, tuple(row.draft)))
                 indices.append(index)
                 this.unkept += 1
@@ -154,7 +163,8 @@ class StageSessions(ResumingSessions):
                 self._report(this, row, chosen, tokens)
             out += self._settle(this)
         out += [
-            Forward(node, Step(tuple(entries)), tuple(at)) for node, (entries, at) in steps.items()
+            Forward(node, Step(tuple(entries)), tuple(at), bulk)
+            for (node, bulk), (entries, at) in sorted(steps.items(), key=lambda step: step[0][1])
         ]
         for node, reported in tokens.items():
             out += [Send(node, message) for message in tokens_in_frames(reported)]

@@ -1,8 +1,8 @@
 """Runs one stage: carries frames to its sessions, rows to the engine thread, and results to the
 next hop.
 
-The loop is the whole story: take what is ready, one ragged forward, send the results. Sessions
-whose next hop does not keep up are left out until it does; the others go on.
+The loop is the whole story: take what is ready, one ragged forward, send the results. Prompts
+whose next hop does not keep up are left out until it does; all else goes on.
 """
 
 from __future__ import annotations
@@ -193,12 +193,14 @@ class StageWorker:
         self._arm_timer()
         self._arm_idle_timer()
 
-    def _send(self, node: NodeId, message: Message, body: Bytes = b"") -> None:
+    def _send(
+        self, node: NodeId, message: Message, body: Bytes = b"", *, bulk: bool = False
+    ) -> None:
         """A message that cannot be sent needs no answer here: the lost link ends its sessions,
         after the instructions at hand are done, never in the middle of them.
         """
         try:
-            self._links.send(node, to_frame(message, body))
+            self._links.send(node, to_frame(message, body, bulk=bulk))
         except (LinkClosed, Overloaded) as error:
             asyncio.get_running_loop().call_soon(self.node_lost, node, error.message)
 
@@ -245,7 +247,7 @@ class StageWorker:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 while True:
-                    rows = self._batcher.take(self.sessions.sending_to(self._congested))
+                    rows = self._batcher.take(self.sessions.prompting(self._congested))
                     if not rows:
                         self._ready.clear()
                         await self._ready.wait()
@@ -352,14 +354,14 @@ class StageWorker:
 
     def _forward(self, forward: Forward, hidden: memoryview) -> None:
         if forward.node is not None:
-            self._send(forward.node, forward.message, hidden)
+            self._send(forward.node, forward.message, hidden, bulk=forward.bulk)
             if forward.node not in self._congested:
                 self._wait_for(forward.node)
         self._do(self.sessions.keep(forward.message, hidden))
 
     def _replay(self, replay: Replay) -> None:
         """Chunk by chunk, as the next hop takes them."""
-        self._send(replay.node, replay.message, replay.hidden)
+        self._send(replay.node, replay.message, replay.hidden, bulk=True)
         if self._tasks is not None:
             self._tasks.create_task(self._replay_on(replay))
 
@@ -382,7 +384,7 @@ class StageWorker:
             self._emit(DraftsVerified(self.key.model, drafted, accepted))
 
     def _wait_for(self, node: NodeId) -> None:
-        """Its sessions rest until what was sent to it is on its way."""
+        """Prompts for it rest until what was sent to it is on its way."""
         if self._tasks is not None:
             self._congested.add(node)
             self._tasks.create_task(self._drain(node))

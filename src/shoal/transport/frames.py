@@ -6,17 +6,23 @@ On the wire, big-endian::
 
 The header is a msgspec message that belongs to the channel, the body raw tensor bytes. Every
 length is checked against the limits before a byte is allocated for it.
+
+A large frame that others may overtake travels in parts: frames of their own whose bodies, one after
+the other, are the frame as it would have been written. Others go between them.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from ..errors import BadFrame, FrameTooLarge
 
 VERSION = 1
 CONTROL = 0  # the channel of the transport itself
+PART = 255  # the channel of parts
+PART_BYTES = 64 << 10
 
 _PREFIX = struct.Struct(">IBBI")
 _COUNTED = _PREFIX.size - 4  # what the length field counts beside header and body
@@ -26,11 +32,16 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One message between two nodes. Whoever sends a mutable body leaves it alone afterwards."""
+    """One message between two nodes. Whoever sends a mutable body leaves it alone afterwards.
+
+    `bulk` is for the sender alone: frames that are not bulk overtake it. Those that are keep their
+    order, and so do those that are not.
+    """
 
     channel: int
     header: bytes
     body: Bytes = b""
+    bulk: bool = field(default=False, compare=False)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -47,6 +58,17 @@ def encode(frame: Frame) -> list[bytes | memoryview]:
     return [head, body] if body else [head]
 
 
+def in_parts(frame: Frame) -> Iterator[bytes]:
+    """What to write for it, in pieces that others may come between."""
+    whole = b"".join(encode(frame))
+    if len(whole) <= PART_BYTES:
+        yield whole
+        return
+    view = memoryview(whole)
+    for at in range(0, len(whole), PART_BYTES):
+        yield b"".join(encode(Frame(PART, b"", view[at : at + PART_BYTES])))
+
+
 def check_sendable(frame: Frame, limits: FrameLimits) -> None:
     """Raise ValueError for a frame that the other side would refuse: a bug of the sender."""
     header_bytes, body_bytes = len(frame.header), memoryview(frame.body).nbytes
@@ -61,8 +83,10 @@ class FrameReader:
     more than twice its size; a body that spans pieces is written once, into a buffer of its length.
     """
 
-    def __init__(self, limits: FrameLimits | None = None) -> None:
+    def __init__(self, limits: FrameLimits | None = None, *, inner: bool = False) -> None:
+        """An `inner` one puts together what came in parts, and takes none itself."""
         self._limits = limits or FrameLimits()
+        self._parts = None if inner else FrameReader(self._limits, inner=True)
         self._rest = b""  # the beginning of a frame whose header is not complete yet
         self._head = 0, b""  # channel and header of the frame whose body is being filled
         self._body: bytearray | None = None  # allocated in full when the header is complete
@@ -71,7 +95,8 @@ class FrameReader:
     @property
     def unfinished_bytes(self) -> int:
         """What is kept of a frame that has not come completely."""
-        return len(self._rest) + (self._filled if self._body is not None else 0)
+        parts = self._parts.unfinished_bytes if self._parts is not None else 0
+        return parts + len(self._rest) + (self._filled if self._body is not None else 0)
 
     def receive(self, data: bytes) -> list[Frame]:
         """All frames that `data` completes.
@@ -102,7 +127,7 @@ class FrameReader:
         if stop <= len(data):
             body = memoryview(data)[body_at:stop]
             small = 2 * body_bytes < len(data)
-            frames.append(Frame(channel, header, bytes(body) if small else body))
+            self._came(Frame(channel, header, bytes(body) if small else body), frames)
             return stop
         self._head, self._body, self._filled = (channel, header), bytearray(body_bytes), 0
         return body_at + self._fill_body(memoryview(data)[body_at:], frames)
@@ -129,6 +154,14 @@ class FrameReader:
         self._body[self._filled : self._filled + len(taken)] = taken
         self._filled += len(taken)
         if self._filled == len(self._body):
-            frames.append(Frame(*self._head, memoryview(self._body)))
+            self._came(Frame(*self._head, memoryview(self._body)), frames)
             self._body = None
         return len(taken)
+
+    def _came(self, frame: Frame, frames: list[Frame]) -> None:
+        if frame.channel != PART:
+            frames.append(frame)
+        elif self._parts is None:
+            raise BadFrame("a part within a part")
+        else:
+            frames += self._parts.receive(bytes(frame.body))

@@ -12,7 +12,7 @@ from ..errors import LinkClosed, Overloaded, PeerError, ShoalError
 from ..identity import Card
 from ..units import NodeId
 from .base import OnFrame, OnLost
-from .frames import Bytes, Frame, FrameLimits, FrameReader, check_sendable, encode
+from .frames import Bytes, Frame, FrameLimits, FrameReader, check_sendable, encode, in_parts
 from .heartbeat import Pulse
 
 _PIECE_BYTES = 256 << 10  # larger writes only fill the carrier's buffers
@@ -55,6 +55,7 @@ class WireLink:
         self._ended = False
         self._cause: ShoalError | None = None  # why it ended, if `on_lost` could not be told
         self._queue: deque[Bytes] = deque()
+        self._bulk: deque[Bytes] = deque()  # goes when nothing else waits
         self._queued_bytes = 0
         self._writable = True
         self._drained: list[asyncio.Future[None]] = []
@@ -89,12 +90,15 @@ class WireLink:
         if self._ended:
             raise LinkClosed(f"the link to {self.peer} has ended")
         check_sendable(frame, self._config.frames)
-        buffers = encode(frame)
+        buffers = list(in_parts(frame)) if frame.bulk else encode(frame)
         size = sum(map(len, buffers))
         if self._queued_bytes + size > self._config.max_queued_bytes:
             raise Overloaded(f"{self._queued_bytes} bytes wait for {self.peer} already")
         self.pulse.said_at = self._clock()
-        self._queue.extend([b"".join(buffers)] if size <= _JOIN_BYTES else buffers)
+        if frame.bulk:
+            self._bulk.extend(buffers)
+        else:
+            self._queue.extend([b"".join(buffers)] if size <= _JOIN_BYTES else buffers)
         self._queued_bytes += size
         self._pump()
 
@@ -151,8 +155,8 @@ class WireLink:
 
     def _pump(self) -> None:
         """Write while the wire takes more; it may say stop in the middle."""
-        while self._queue and self._writable and not self._ended:
-            piece = self._queue.popleft()
+        while (queue := self._queue or self._bulk) and self._writable and not self._ended:
+            piece = queue.popleft()
             if len(piece) > _PIECE_BYTES:
                 view = memoryview(piece)
                 piece = view[:_PIECE_BYTES]
@@ -173,6 +177,7 @@ class WireLink:
     def _end(self) -> None:
         self._ended = True
         self._queue.clear()
+        self._bulk.clear()
         self._queued_bytes = 0
         self._wake(LinkClosed(f"the link to {self.peer} has ended"))
 

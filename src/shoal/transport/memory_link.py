@@ -17,7 +17,7 @@ from ..errors import LinkClosed, Overloaded, PeerError, ShoalError
 from ..identity import Card
 from ..units import NodeId
 from .base import OnFrame, OnLost
-from .frames import Frame, check_sendable
+from .frames import PART_BYTES, Frame, check_sendable
 from .heartbeat import Pulse
 from .link import LinkConfig
 
@@ -187,6 +187,7 @@ class MemoryLink:
         self._cause: ShoalError | None = None  # why it ended, if `on_lost` could not be told
         self._ended = False
         self._queue: deque[tuple[int, Frame]] = deque()  # bytes to go
+        self._bulk: deque[tuple[int, Frame]] = deque()  # goes when nothing else waits
         self._queued_bytes = self._unfinished_bytes = 0
         self._writable = True
         self._drained: list[asyncio.Future[None]] = []
@@ -219,12 +220,12 @@ class MemoryLink:
             raise LinkClosed(f"the link to {self.peer} has ended")
         check_sendable(frame, self._config.frames)
         if not isinstance(frame.body, bytes):  # the sender's memory, which it may use again
-            frame = Frame(frame.channel, frame.header, bytes(frame.body))
+            frame = Frame(frame.channel, frame.header, bytes(frame.body), frame.bulk)
         size = FRAMING_BYTES + len(frame.header) + len(frame.body) + self._ground.weigh(frame)
         if self._queued_bytes + size > self._config.max_queued_bytes:
             raise Overloaded(f"{self._queued_bytes} bytes wait for {self.peer} already")
         self.pulse.said_at = self._clock()
-        self._queue.append((size, frame))
+        (self._bulk if frame.bulk else self._queue).append((size, frame))
         self._queued_bytes += size
         self._pump()
 
@@ -279,11 +280,11 @@ class MemoryLink:
 
     def _pump(self) -> None:
         """Write while the lane takes more; it may say stop in the middle."""
-        while self._queue and self._writable and not self._ended:
-            left, frame = self._queue.popleft()
-            piece = min(left, PIECE_BYTES)
+        while (queue := self._queue or self._bulk) and self._writable and not self._ended:
+            left, frame = queue.popleft()
+            piece = min(left, PART_BYTES if frame.bulk else PIECE_BYTES)
             if piece < left:
-                self._queue.appendleft((left - piece, frame))
+                queue.appendleft((left - piece, frame))
             self._queued_bytes -= piece
             self._out.carry(piece, frame if piece == left else None)
         if self._drained and self._queued_bytes <= self._config.low_queued_bytes:
@@ -301,6 +302,7 @@ class MemoryLink:
         self._ended = True
         self._back.drop()
         self._queue.clear()
+        self._bulk.clear()
         self._queued_bytes = 0
         self._wake(LinkClosed(f"the link to {self.peer} has ended"))
 

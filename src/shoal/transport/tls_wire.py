@@ -96,6 +96,8 @@ class TlsWire(asyncio.Protocol):
         with contextlib.suppress(OSError):  # already closed by the peer
             # asyncio does this only for sockets that name their protocol; ours that accept do not
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # so that little is in front
+                sock.setsockopt(socket.IPPROTO_TCP, option, _WRITE_BUFFER_BYTES)
             if option := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux only
                 sock.setsockopt(socket.IPPROTO_TCP, option, _TCP_USER_TIMEOUT_MS)
 
