@@ -43,6 +43,7 @@ from shoal.units import NodeId, Slice
 Mode = Literal["offline", "online"]
 FULL = 0.85  # of the KV room, by what requests are expected to need: Helix's mark
 EXPECTED_ANSWER = 240
+AGAIN_S = 5.0  # a client that was sent away comes again
 CLIENT = "client"
 OURS = "shoal"
 
@@ -293,9 +294,11 @@ class Run:
         """The first of them is as if it had begun long ago: a part of its answer is left."""
         await asyncio.sleep(after_s)
         prompt, answer = next(sizes)
-        await self._ask(world, prompt, 1 + int(answer * self.chance.random()))
+        asked = await self._ask(world, prompt, 1 + int(answer * self.chance.random()))
         while True:
-            await self._ask(world, *next(sizes))
+            if asked.error is not None:
+                await asyncio.sleep(AGAIN_S)
+            asked = await self._ask(world, *next(sizes))
 
     async def _arriving(self, world: World, sizes: Iterator[tuple[int, int]]) -> None:
         fed = clusters.printed(self.cell.title).get("online", {}).get("fed", {}).get("helix", 500)

@@ -15,6 +15,7 @@ from ..units import ModelId, NodeId
 HIGH_WATER = 0.9  # of a stage's KV room: running sessions grow into the rest
 LOAD_S = 10.0  # what a stage said is taken for true so long, unless it announces something new
 PLANNED_S = 5.0  # by then a session that we planned is counted by the stage, or never came
+MAX_PLANNED = 256  # more are not counted: who is sent away at once would pile up
 WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 
 Key = tuple[NodeId, ModelId]
@@ -38,7 +39,9 @@ class Loads:
         """A session is on its way to these."""
         now = self._clock()
         for node in nodes:
-            self._planned.setdefault((node, model), deque()).append((now, need_tokens))
+            self._planned.setdefault((node, model), deque(maxlen=MAX_PLANNED)).append(
+                (now, need_tokens)
+            )
 
     def held(self, node: NodeId, offer: StageOffer) -> Held:
         """The stage as it is now, as far as we know."""

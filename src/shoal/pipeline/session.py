@@ -98,7 +98,7 @@ QUIET: frozenset[State] = frozenset({"suspended", "settling", "rejoining", "held
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class StageSessionsConfig:
-    max_sessions: int = 256
+    max_sessions: int = 1024
     max_waiting: int = 64  # sessions that queue for pages
     chunk_tokens: int = 256  # prompts are cut at multiples of this, counted from position 0
     draft_positions: int = 32  # guesses and rows of all sessions together; 0 = nobody guesses
@@ -107,9 +107,7 @@ class StageSessionsConfig:
     share_prefixes: bool = True  # False where a page alone is not all that a layer remembers
     max_patience_s: float = 120.0
     grace_s: float = 5.0  # for who waits for no more than the end of a forward
-    resume_grace_s: float = (
-        15.0  # so long a session whose route broke waits to be told how to go on
-    )
+    resume_grace_s: float = 30.0  # a session whose route broke waits to be told how to go on
     rewinds: bool = True  # False where a stage cannot go back to an earlier token
     history_bytes: int = 256 << 20  # what was sent on, of all sessions together
     idle_s: float = 600.0  # no row for so long: its gateway, which would have given up, is silent
