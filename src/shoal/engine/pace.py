@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 from typing import NamedTuple
 
 from ..hardware import Speed
@@ -20,9 +21,10 @@ from .rows import Row
 NEWEST = 0.2  # weight of the newest step in its bucket, and in what follows the last steps
 BURST = 4.0  # a step that took so many times its bucket's mean was disturbed: it counts as this
 TRUST = 0.05  # in what was expected, against one bucket
-SWEEPS = 40  # of the fit; it converges in about ten
+SWEEPS = 40  # of the fit, at most
+CLOSE = 1e-4  # a sweep that changes no coefficient by more is the last
 FADES = 256  # steps after which a bucket that none of them belonged to counts half
-REFIT = 16  # steps between two fits, fewer at first: a fit takes 1 ms
+REFIT = 64  # steps between two fits, fewer at first
 
 
 class Work(NamedTuple):
@@ -93,7 +95,8 @@ class SpeedMeter:
 
     @property
     def speed(self) -> Speed:
-        if self._fitted is None or self._fresh >= min(REFIT, 1 + self._steps // REFIT):
+        """Fitted when it is asked for, to all steps but the last tenth or so."""
+        if self._fitted is None or self._fresh >= min(REFIT, 1 + self._steps // 8):
             self._fitted = self._fit() if self._buckets else self.expected
             self._fresh = 0
         return self._fitted
@@ -115,29 +118,14 @@ class SpeedMeter:
     def _fit(self) -> Speed:
         """Least squares by coordinate descent: five unknowns, some dozens of buckets."""
         buckets = list(self._buckets.values())
-        weights = [0.5 ** ((self._steps - each.step) / (2 * FADES)) for each in buckets]
-        rows = [
-            [weight * value / each.seconds for value in each.features]
-            for weight, each in zip(weights, buckets, strict=True)
-        ]
-        before = self._expected_coefficients()
-        found = list(before)
-        left = [
-            weight - sum(a * x for a, x in zip(found, row, strict=True))
-            for weight, row in zip(weights, rows, strict=True)
-        ]
-        for _ in range(SWEEPS):
-            for j, expected in enumerate(before):
-                column = [row[j] for row in rows]
-                norm = sum(x * x for x in column)
-                if not norm:
-                    continue
-                trust = TRUST * norm / len(rows)
-                gain = sum(x * e for x, e in zip(column, left, strict=True))
-                best = (gain + norm * found[j] + trust * expected) / (norm + trust)
-                change, found[j] = max(0.0, best) - found[j], max(0.0, best)
-                left = [e - change * x for e, x in zip(left, column, strict=True)]
-        return self._as_speed(found)
+        rows = []
+        for each in buckets:
+            weight = 0.5 ** ((self._steps - each.step) / (2 * FADES))
+            rows.append([weight, *(weight * value / each.seconds for value in each.features)])
+        ones, *columns = map(list, zip(*rows, strict=True))
+        aims = [_dot(column, ones) for column in columns]
+        norms = [[_dot(a, b) for b in columns] for a in columns]
+        return self._as_speed(_descend(norms, aims, self._expected_coefficients(), len(rows)))
 
     def _expected_coefficients(self) -> list[float]:
         known = self.expected
@@ -205,6 +193,32 @@ class Pace:
             return self.most
         tokens = int((self.times - 1.0) * self._step_s / token_s)
         return min(self.most, max(self.least, tokens))
+
+
+def _descend(
+    norms: Sequence[Sequence[float]], aims: Sequence[float], expected: Sequence[float], count: int
+) -> list[float]:
+    """The x that makes |Ax - b|^2 least, with `norms` = A'A, `aims` = A'b, none below 0, each drawn
+    towards what is `expected` of it. A has `count` rows.
+    """
+    found = list(expected)
+    for _ in range(SWEEPS):
+        most = 0.0
+        for j, norm in enumerate(norms):
+            if not norm[j]:
+                continue
+            trust = TRUST * norm[j] / count
+            gain = aims[j] - _dot(norm, found) + norm[j] * found[j]
+            best = max(0.0, (gain + trust * expected[j]) / (norm[j] + trust))
+            most = max(most, abs(best - found[j]) / (best + found[j] or 1.0))
+            found[j] = best
+        if most < CLOSE:
+            break
+    return found
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(map(mul, a, b))
 
 
 def _mean(before: float | None, now: float) -> float:
