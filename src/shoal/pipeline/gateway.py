@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Self
 
@@ -16,6 +17,7 @@ from ..transport import Links
 from ..units import ModelId, NodeId, SessionId
 from .generation import Generation
 from .messages import (
+    Close,
     Leaving,
     Load,
     Lost,
@@ -156,10 +158,18 @@ class Gateway:
     # ---- messages in
 
     def opened(self, message: Opened, sender: NodeId) -> None:
-        if stream := self._streams.get(message.session):
-            if message.load is not None and stream.plan is not None:
-                self._on_load(sender, stream.plan.model, message.load)
-            self._answered(stream, partial(stream.generation.opened, message, sender))
+        stream = self._streams.get(message.session)
+        if stream is None:
+            self._unwanted(message.session, sender)
+            return
+        if message.load is not None and stream.plan is not None:
+            self._on_load(sender, stream.plan.model, message.load)
+        self._answered(stream, partial(stream.generation.opened, message, sender))
+
+    def _unwanted(self, session: SessionId, sender: NodeId) -> None:
+        """Its Open reached the stage late: the Close was not sent while there was no link."""
+        with suppress(LinkClosed, Overloaded):
+            self._links.send(sender, to_frame(Close(session)))
 
     def refused(self, message: Refused, sender: NodeId) -> None:
         if stream := self._streams.get(message.session):

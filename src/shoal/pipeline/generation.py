@@ -377,8 +377,10 @@ class Generation:
             self._started()  # the token overtook the first stage's Opened: another link
         if self.state not in ("running", "routing"):  # what a broken route had chosen still counts
             return []
-        if sender != self._plan().stops[-1].node or entry.index != len(self.output):
+        if sender != self._plan().stops[-1].node:
             return []
+        if entry.index != len(self.output):  # or one that is amiss might be taken for the next
+            return self._broken(frozenset({sender}), f"token {entry.index} came out of turn")
         if any(each.token >= self._plan().vocab_size for each in entry.tokens):
             return self._broken(frozenset({sender}), "it sent a token that does not exist")
         self._preemptions = self._stalls = 0
