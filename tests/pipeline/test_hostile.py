@@ -514,13 +514,37 @@ async def test_a_token_that_does_not_exist_is_not_delivered() -> None:
             [sampled async for sampled in stream]
 
 
+@pytest.mark.parametrize("index", [0, 2])
+async def test_a_token_out_of_turn_ends_the_trust_in_who_chose_it(index: int) -> None:
+    """Else it could be shifted until it is taken for the next one."""
+    async with hostile_node() as node:
+        stream = run_to_tokens(node)
+        for at in (0, index):
+            node.receive(MALLORY, Tokens((TokenEntry(stream.live, at, Sampled(1)),)))
+        assert MALLORY in stream.generation.avoid
+        assert stream.generation.output == [1]
+        await stream.aclose()
+
+
+async def test_a_stage_that_was_opened_too_late_is_closed_again() -> None:
+    """While a link is made an Open waits for it, and a Close is not sent at all."""
+    async with hostile_node() as node:
+        stream = asked(node)
+        session = stream.live
+        node.links.unknown.add(BOB)
+        await stream.aclose()
+        node.links.unknown.remove(BOB)
+        assert not node.links.to(BOB, Close)
+        node.receive(BOB, Opened(session))
+        assert node.links.to(BOB, Close) == [Close(session)]
+
+
 async def test_chatter_does_not_keep_a_stalled_generation_alive() -> None:
     async with hostile_node() as node:
         stream = run_to_tokens(node)
         before = stream.progress
         node.now = 100.0
         node.receive(MALLORY, Opened(stream.live))
-        node.receive(MALLORY, Tokens((TokenEntry(stream.live, 7, Sampled(1)),)))
         node.receive(ALICE, Tokens((TokenEntry(stream.live, 0, Sampled(1)),)))
         assert stream.progress == before
         node.receive(MALLORY, Tokens((TokenEntry(stream.live, 0, Sampled(1)),)))
