@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shoal.hardware import Speed
+from shoal.hardware import Capability, Speed
 from shoal.placement.bound import Mixture
+from shoal.placement.cost import predict
 from shoal.sim.model import SimModel
 from shoal.transport.memory import Path as LinkPath
 from shoal.units import Slice
@@ -98,6 +99,18 @@ class Profile:
         token = min(decode, prompt)
         context = (decode - token) / CONTEXT
         return Speed(layer_s=at_none / 1000, token_s=token / 1000, context_s=context / 1000)
+
+
+@cache
+def capability(model: str, kind: str) -> Capability:
+    """What such a machine measures of itself: memory and arithmetic for which the cost formula
+    foretells the time of a layer and of each token in it.
+    """
+    speed, shape = profiles(model)[kind].speed, sim_model(model).shape
+    unit = predict(Capability(memory_bytes_per_s=1.0, int8_ops=1.0), shape, "int8")
+    return Capability(
+        memory_bytes_per_s=unit.layer_s / speed.layer_s, int8_ops=unit.token_s / speed.token_s
+    )
 
 
 def between(points: Points, x: float) -> float:

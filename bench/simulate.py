@@ -189,6 +189,7 @@ def machine(cell: Cell, kind: str, region: str, pinned: Slice | None) -> Machine
     profile, model = cell.profiles[kind], clusters.sim_model(cell.model)
     return Machine(
         memory_bytes=profile.memory_bytes(cell.model),
+        capability=clusters.capability(cell.model, kind),
         speed=lambda of, layers: profile.speed,
         timing=lambda of, layers: by_profile(lambda d, p, context: profile.layer_s(d, p)),
         models=(model,),
