@@ -26,6 +26,8 @@ ShoalError(message, hint)            caught in cli/ and api/; the hint is the li
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class ShoalError(Exception):
     """Base of all. `str(error)` says what and why; `hint` says what to do."""
@@ -40,8 +42,16 @@ class ShoalError(Exception):
         self.hint = hint
 
 
+Relief = Literal["none", "possible", "coming"]
+
+
 class LocalError(ShoalError):
-    """Our side's doing, or the user's: nobody is punished."""
+    """Our side's doing, or the user's: nobody is punished.
+
+    Where layers are missing, `relief` says whether a node could come to hold them, or is about to.
+    """
+
+    relief: Relief = "none"
 
 
 class InvalidRequest(LocalError):

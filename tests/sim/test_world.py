@@ -83,6 +83,36 @@ def test_a_killed_stage_does_not_cost_the_answer() -> None:
     within(scenario, nodes=6, pinned=TWICE)
 
 
+@pytest.mark.parametrize("silently", [False, True])
+def test_a_stream_waits_for_who_moves_into_the_place_of_the_dead(silently: bool) -> None:
+    """Nobody else holds its layers, and those that are left must all move to make up for them."""
+
+    async def scenario(world: World) -> None:
+        await world.sleep(60)
+        asked = world.request("toy", PROMPT, 100, gateway="node-1")
+        await world.until(lambda: len(asked.tokens) > 20)
+        await world.kill("node-4", silently=silently)
+        assert not world.is_served("toy") or silently
+        await asked.done.wait()
+        assert asked.outcome == "whole", asked.error
+        assert asked.is_right
+
+    within(scenario, nodes=4)
+
+
+def test_where_nobody_can_move_the_client_is_told_soon() -> None:
+    async def scenario(world: World) -> None:
+        asked = world.request("toy", PROMPT, 500, gateway="node-1")
+        await world.until(lambda: len(asked.tokens) > 5)
+        await world.kill("node-2")
+        killed_at = world.now
+        await asked.done.wait()
+        assert asked.outcome == "lost"
+        assert world.now - killed_at < 3
+
+    within(scenario, pinned=TWICE)
+
+
 def test_the_clients_of_a_dead_gateway_are_told() -> None:
     async def scenario(world: World) -> None:
         asked = world.request("toy", PROMPT, 500, gateway="node-1")

@@ -105,6 +105,7 @@ class Parts:
             self.offers,
             self.neighbours.doubtful,
             suspects=self.membership.doubtful,
+            announcements=lambda: (self.describe(0), *self.membership.view.announcements()),
             chooser=Chooser(self.distances.latency, time.monotonic, self._chance, routing),
         )
         self.pipeline = Pipeline(

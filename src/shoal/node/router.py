@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
-from ..bus import StageOffer
-from ..errors import ModelNotFound, ShoalError
+from ..bus import Announcement, StageOffer
+from ..errors import ModelNotFound, NoRoute, Relief, ShoalError
 from ..models.catalogue import Catalogue
 from ..models.checkpoint import Checkpoint
 from ..models.text import Tokenizer
@@ -22,6 +22,7 @@ from ..placement.routes import few_of_each
 from ..units import EXACT, ModelId, NodeId
 from .distances import NEARBY_S
 from .loads import Loads
+from .relief import relief
 from .routing import Chooser, Session
 
 MAX_MODELS = 64  # that we speak of: strangers may announce names without end
@@ -40,10 +41,12 @@ class Router:
         doubtful: Callable[[], frozenset[NodeId]],
         *,
         suspects: Callable[[], frozenset[NodeId]] = frozenset,
+        announcements: Callable[[], Sequence[Announcement]] = tuple,
         chooser: Chooser | None = None,
     ) -> None:
         self._me, self._catalogue = me, catalogue
         self._offers, self._doubtful, self._suspects = offers, doubtful, suspects
+        self._announcements = announcements
         self._chooser = chooser or Chooser(lambda a, b: NEARBY_S, time.monotonic)
         self._loads = Loads(self._chooser.clock)
 
@@ -85,8 +88,15 @@ class Router:
 
     def plan(self, wish: Wish) -> Plan:
         """The route that a new session takes. Raises NoRoute naming the layers that nobody holds,
-        ModelNotFound when nobody serves the model at all.
+        ModelNotFound when nobody serves the model at all; both say whether help is to be expected.
         """
+        try:
+            return self._planned(wish)
+        except (NoRoute, ModelNotFound) as error:
+            error.relief = self._relief(wish)
+            raise
+
+    def _planned(self, wish: Wish) -> Plan:
         session, held = self._asked(wish)
         route = self._chooser.choose(session, held)
         self._chooser.remember(session, route)
@@ -96,6 +106,14 @@ class Router:
         checkpoint = self._catalogue.get(wish.model_name)
         vocab_size = checkpoint.vocab_size if checkpoint else ANY_TOKEN
         return Plan(session.model, route.compute, stops, vocab_size)
+
+    def _relief(self, wish: Wish) -> Relief:
+        checkpoint = self._catalogue.get(wish.model_name)
+        offers = [offer for _, offer in self._of(wish.model_name)]
+        model = checkpoint.model_id if checkpoint else offers[0].model if offers else None
+        gone = wish.avoid | self._doubtful() | self._suspects()
+        there = [each for each in self._announcements() if each.node not in gone]
+        return relief(model, there) if model is not None else "none"
 
     def on_load(self, node: NodeId, model: ModelId, load: Load) -> None:
         """A stage that opened a session for us says how busy it is."""

@@ -41,10 +41,9 @@ from .plans import (
     Tell,
     Wish,
 )
+from .reunion import Reunion
 
 OnLoad = Callable[[NodeId, ModelId, Load], None]
-
-LOOKS = 8  # for a route that may be whole again
 
 
 class Stream:
@@ -60,7 +59,7 @@ class Stream:
         self.started = gateway.clock()
         self.progress = self.started
         self.timer: asyncio.TimerHandle | None = None
-        self.looks = 0  # for a route, since the last one broke
+        self.reunion = Reunion(gateway.config.reunion)
         self.live: SessionId | None = None  # the session that the gateway listens to
         self.settled = asyncio.Event()  # every stage is open, or the generation is over
         self.error: ShoalError | None = None
@@ -119,7 +118,7 @@ class Gateway:
         self._on_load = on_load
         self._draw = draw
         self._links, self._planner, self._emit = links, planner, emit
-        self._config = config or GenerationConfig()
+        self.config = config or GenerationConfig()
         self._wall_clock = wall_clock
         self._newest = 0  # when the newest request was born
         self._secret = draw(16)
@@ -137,13 +136,13 @@ class Gateway:
     def generate(self, request: Request) -> Stream:
         """Start at once; errors of the start are raised by the first iteration."""
         generation = Generation(
-            request, self.new_id, self._config, born=self._next_birth(), secret=self._secret
+            request, self.new_id, self.config, born=self._next_birth(), secret=self._secret
         )
         stream = Stream(self, generation)
         self._all[stream.id] = stream
         self.idle.clear()
         self._emit(RequestStarted(stream.id, request.model_name, len(request.prompt_ids)))
-        self._arm(stream, self._config.answer_timeout_s)
+        self._arm(stream, self.config.answer_timeout_s)
         self._do(stream, stream.generation.begin())
         return stream
 
@@ -243,7 +242,8 @@ class Gateway:
         if generation.attempt == stream.attempt or generation.plan is None:
             return
         stream.attempt = generation.attempt
-        stream.looks, stream.progress = 0, now  # each route has the whole patience
+        stream.reunion.whole()
+        stream.progress = now  # each route has the whole patience
         if generation.kind in ("recomputed", "replayed", "handed over") and not stream.mending:
             stream.mending = True
             stream.spoke_at = stream.spoke_at if generation.output else now
@@ -266,27 +266,28 @@ class Gateway:
         """The first of them that can be had."""
         generation = stream.generation
         plan: Plan | None = None
+        missing = LocalError("no route")
         for wish in wishes:
             try:
                 plan = self._planner(wish)
                 break
             except LocalError as error:
-                missing: ShoalError = error
+                missing = error
         if plan is not None:
             self._do(stream, generation.route(plan))
-        elif needed and not self._waits_for_a_link(stream):
+        elif needed and not self._waits(stream, missing):
             self._do(stream, generation.no_route(missing))
 
-    def _waits_for_a_link(self, stream: Stream) -> bool:
-        """A route that broke may be whole again in a moment: a link that fell silent because a
-        machine was busy is dialled anew. Only then is what was lost given up.
+    def _waits(self, stream: Stream, missing: LocalError) -> bool:
+        """A route that broke may be whole again, or another node may take the place of who is gone:
+        only then is what was lost given up.
         """
-        if not stream.generation.lost or stream.looks >= LOOKS:
+        if not stream.generation.lost:
             return False
-        stream.looks += 1
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._config.reunion_s / LOOKS, self._look_again, stream)
-        return True
+        wait_s = stream.reunion.next_look_s(missing.relief, self.clock())
+        if wait_s is not None:
+            asyncio.get_running_loop().call_later(wait_s, self._look_again, stream)
+        return wait_s is not None
 
     def _look_again(self, stream: Stream) -> None:
         """Who was lost and can be reached again is given another chance; who misbehaved is not."""
@@ -321,7 +322,7 @@ class Gateway:
         """A stream that is silent for many times its usual pace has stalled; a prompt takes its
         time.
         """
-        config, generation = self._config, stream.generation
+        config, generation = self.config, stream.generation
         if generation.state == "opening":
             asked = config.answer_timeout_s
             if generation.mending:  # they answer when their forward has ended

@@ -431,10 +431,16 @@ class Generation:
         return self._broken(frozenset({node}), why)
 
     def leaving(self, message: Leaving, sender: NodeId) -> list[Instruction]:
-        """A stage wants to go, and serves us meanwhile: we move if there is a route without it."""
-        if message.session != self.session or self.state != "running":
+        """A stage wants to go, and serves us meanwhile: we move if there is a route without it. While
+        there is no route it is not kept: perhaps it goes to hold what is missing.
+        """
+        if message.session != self.session or sender not in self._nodes():
             return []
-        if sender not in self._nodes():
+        if self.state == "routing":
+            left = [stop for stop in self._open if stop.node == sender]
+            self._open = [stop for stop in self._open if stop.node != sender]
+            return self._close(left)
+        if self.state != "running":
             return []
         self._next_kind = "handed over"
         return [self._find(self.avoid | {sender}, needed=False)]

@@ -12,6 +12,7 @@ from ..engine.request import Sampled, Sampling
 from ..errors import ShoalError
 from ..units import ModelId, NodeId, Slice
 from .messages import Close, Go, Open, Resume
+from .reunion import ReunionConfig
 
 ANY_TOKEN = 1 << 32  # the bound of token ids where the gateway does not know the vocabulary
 
@@ -101,7 +102,7 @@ Instruction = Tell | FindRoute | Deliver | Finish
 class GenerationConfig:
     max_attempts: int = 6
     queue_patience_s: float = 60.0  # how long a session may queue for pages at one stage
-    reunion_s: float = 1.5  # how long to look for a route again after one broke
+    reunion: ReunionConfig = ReunionConfig()  # how long to look for a route after one broke
     answer_timeout_s: float = 10.0  # a stage that does not answer an Open is taken for lost
     page_tokens: int = PAGE_TOKENS  # pages that stages may share are of this size
     max_preemptions: int = 16  # between two tokens: then it is the stage's doing

@@ -30,7 +30,7 @@ class ResumingSessions(SessionTable):
         return [
             Send(this.gateway, Leaving(this.open.session))
             for this in self._sessions.values()
-            if not this.closed and this.state in ("running", "replaying")
+            if not this.closed and this.state in ("running", "replaying", "suspended")
         ]
 
     def _rest(self, this: Session) -> list[Instruction]:

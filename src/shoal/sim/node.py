@@ -203,6 +203,7 @@ class SimNode:
         )
         self.neighbours.meet(self.membership, self.links)
         self.membership.on_doubt = self.neighbours.check
+        self.membership.is_linked = self.links.is_connected
         view = self.membership.view
         self.distances = Distances(self.id, view.get, self.links.rtt, chance=self.chance)
         self.links.on_rtt(self.distances.learn)
@@ -219,6 +220,7 @@ class SimNode:
             self.offers,
             self.neighbours.doubtful,
             suspects=self.membership.doubtful,
+            announcements=lambda: (self.describe(), *self.membership.view.announcements()),
             chooser=Chooser(self.distances.latency, self.clock, self.chance, routing),
         )
         self.pipeline = Pipeline(
