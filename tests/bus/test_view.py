@@ -1,13 +1,15 @@
 import time
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from shoal.bus import Announcement, MeshView, view
+from shoal.bus.announcement import Demand
 from shoal.bus.cells import MAX_DEPTH
 from shoal.bus.coordinates import Coordinates
-from shoal.units import NodeId
+from shoal.units import ModelId, NodeId
 
 from .nodes import AMBER, BIRCH, CORAL, STAGE, announcement
 
@@ -107,6 +109,17 @@ def test_a_mere_refresh_changes_no_version_and_load_no_layout() -> None:
     mesh.remove(AMBER.node)
     assert mesh.version > version
     assert mesh.layout > layout
+
+
+def test_what_is_asked_for_counts_once_it_is_much_more_or_less() -> None:
+    mesh, layouts = of(announcement(AMBER)), []
+    for sequence, rate in enumerate([1.0, 1.3, 1.9, 2.6, 2.0, 1.5, 1.2, 0.0, 0.0], start=2):
+        mesh.apply(announcement(AMBER, sequence, demand=(Demand(STAGE.model, rate),)), 1.0)
+        layouts.append(mesh.layout)
+    steps = [after - before for before, after in pairwise(layouts)]
+    assert steps == [0, 0, 1, 0, 0, 1, 1, 0]
+    mesh.apply(announcement(AMBER, 20, demand=(Demand(ModelId("other"), 0.0),)), 1.0)
+    assert mesh.layout == layouts[-1] + 1
 
 
 def test_a_crowd_of_strangers_cannot_fill_our_memory() -> None:

@@ -33,6 +33,7 @@ class MembershipConfig:
     heard_per_s: float = 2.5  # announcements: with more nodes each speaks less often
     debounce_s: float = 0.05  # several changes in a row make one announcement
     load_s: float = 5.0  # between two announcements that tell of load only; slower likewise
+    look_s: float = 0.5  # between two looks whether the load has moved enough for that
     refute_s: float = 1.0  # between two that only say that we live
     cells: CellsConfig = CellsConfig()
 
@@ -91,6 +92,7 @@ class Membership:
         self._changed = self._load_changed = self._named = self._left = False
         self._said: Announcement | None = None  # our last announcement
         self._said_at = self._refresh_at = 0.0
+        self._load_at = 0.0  # not before it do we look at our load again
         self._slower = 1.0  # than in a small mesh
         self._deaf_until = 0.0
         # the sequence of the last announcement before a node died
@@ -159,8 +161,8 @@ class Membership:
             return True
         if self._named and now >= self._said_at + self._config.refute_s:
             return True
-        if self._load_changed and now >= self._said_at + self._config.load_s * self._slower:
-            self._load_changed = False
+        if self._load_changed and now >= self._load_at:
+            self._load_changed, self._load_at = False, now + self._config.look_s
             return moved_much(self._said.stages, self._describe(self._sequence).stages)
         return False
 
@@ -172,7 +174,7 @@ class Membership:
         if self._named:
             due.append(self._said_at + config.refute_s)
         if self._load_changed:
-            due.append(self._said_at + config.load_s * self._slower)
+            due.append(self._load_at)
         if self.listening.depth or len(self.view) > config.cells.most:
             due.append(self._clock() + config.cells.settle_s)
         if (doubts_due := self._doubts.due) is not None:
@@ -187,7 +189,7 @@ class Membership:
         config, now = self._config, self._clock()
         slower = self._slower = config.slower(self.view.heard_at(self.listening.depth))
         self._changed = self._named = self._load_changed = False
-        self._said_at = now
+        self._said_at, self._load_at = now, now + config.load_s * slower
         self._refresh_at = now + config.refresh_s * slower * self._chance.uniform(0.8, 1.2)
         self._sequence += 1
         self._said = replace(

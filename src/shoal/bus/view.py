@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ..units import NodeId
-from .announcement import Announcement, StageOffer
+from .announcement import Announcement, Demand, StageOffer
 from .cells import MAX_DEPTH, cell_of, common_depth
 
 MAX_NODES = 4096
 RETRY_S = 5.0
+MUCH = 2.0  # so many times as much is asked for, or as little
 
 Seen = tuple[Announcement, float]  # with the time of receipt by our own clock
 
@@ -23,7 +24,7 @@ class MeshView:
 
     version   grows with every change that a decision could depend on: the key of a cache
     layout    grows when nodes come or go, hold something else, may hold or are asked for something
-              else; not when only their load moves
+              else, or for much more or less; not when only their load moves
     """
 
     def __init__(self, me: NodeId | None = None) -> None:
@@ -35,6 +36,7 @@ class MeshView:
         self._ends: list[tuple[float, NodeId]] = []  # a heap; nobody runs out before its entry
         self._list: tuple[Announcement, ...] | None = ()
         self._shared = [0] * (MAX_DEPTH + 1)  # nodes that share exactly so many cells with us
+        self._asked: dict[NodeId, tuple[Demand, ...]] = {}  # of them, as `layout` counts it
 
     @property
     def nodes(self) -> Mapping[NodeId, Seen]:
@@ -64,6 +66,7 @@ class MeshView:
         if self._nodes.pop(node, None) is None:
             return False
         del self._sorted[bisect_left(self._sorted, node)]
+        self._asked.pop(node, None)
         self._count(node, -1)
         self._note(None, None)
         return True
@@ -114,7 +117,18 @@ class MeshView:
         self._list = None
         if old is None or new is None or _substance(old) != _substance(new):
             self.version += 1
-            self.layout += old is None or new is None or _layout(old) != _layout(new)
+            asked = new is not None and self._asks_anew(new)
+            self.layout += asked or old is None or new is None or _layout(old) != _layout(new)
+
+    def _asks_anew(self, new: Announcement) -> bool:
+        """What is asked of a gateway never stands still: it counts once it is for another model, or
+        for twice or half as much.
+        """
+        before, now = self._asked.get(new.node, ()), new.demand
+        same = len(before) == len(now) and all(map(_alike, before, now))
+        if not same:
+            self._asked[new.node] = now
+        return not same
 
 
 def _end(seen: Seen) -> float:
@@ -131,7 +145,12 @@ def _substance(said: Announcement) -> tuple[object, ...]:
 
 def _layout(said: Announcement) -> tuple[object, ...]:
     stages = tuple(map(_held, said.stages))
-    return stages, said.demand, said.can_serve, said.offered_bytes, said.gateway
+    return stages, said.can_serve, said.offered_bytes, said.gateway
+
+
+def _alike(a: Demand, b: Demand) -> bool:
+    least, most = sorted((a.tokens_per_s, b.tokens_per_s))
+    return a.model == b.model and most <= MUCH * least
 
 
 def _held(offer: StageOffer) -> tuple[object, ...]:

@@ -218,7 +218,8 @@ def _descend(
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(map(mul, a, b))
+    total: float = sum(map(mul, a, b))
+    return total
 
 
 def _mean(before: float | None, now: float) -> float:
