@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.bus.base import Listener
-from shoal.bus.inbox import Inbox, Note, Unsealed
+from shoal.bus.inbox import MAX_AGE_S, Inbox, Note, Unsealed
 from shoal.bus.letters import letter_text, read_letter
 from shoal.errors import BadMessage, BadProof
 from shoal.identity import Identity, Mesh
@@ -68,16 +68,50 @@ def test_our_own_notes_are_not_news() -> None:
     assert (ear.announced, ear.gone, judge.dropped.total()) == ([], [], 0)
 
 
+def said(sequence: int, at: int = NOW) -> Note:
+    return note(announcement(BIRCH, sequence).encode().decode(), at=at)
+
+
 def test_a_slow_relay_cannot_bring_back_what_was_overtaken() -> None:
     judge, ear = inbox()
-    judge.announcement(note(at=NOW - 5))
-    judge.goodbye(note("", at=NOW - 4))
-    judge.announcement(note(at=NOW - 5))
-    judge.goodbye(note("", at=NOW - 6))
+    judge.announcement(said(7))
+    judge.goodbye(note("7"))
+    judge.announcement(said(7))
+    judge.announcement(said(6))
+    judge.goodbye(note("6"))
     assert (len(ear.announced), ear.gone) == (1, [BIRCH.node])
-    assert judge.dropped == {"overtaken": 2}
-    judge.announcement(note(at=NOW - 3))
+    assert judge.dropped == {"overtaken": 3}
+    judge.announcement(said(8))
     assert len(ear.announced) == 2
+
+
+def test_notes_that_were_dated_ahead_do_not_hide_those_after_a_correction() -> None:
+    """An author whose clock is ahead finds out, and dates its next notes earlier."""
+    judge, ear = inbox()
+    judge.announcement(said(1, at=NOW + 50))
+    judge.announcement(said(2, at=NOW))
+    judge.goodbye(note("2", at=NOW))
+    assert [each.sequence for each in ear.announced] == [1, 2]
+    assert ear.gone == [BIRCH.node]
+
+
+def test_an_author_that_has_lost_count_is_heard_again_when_all_old_notes_are_too_old() -> None:
+    times = [float(NOW)]
+    judge, ear = inbox(now=lambda: times[0])
+    judge.announcement(said(9))
+    times[0] += MAX_AGE_S - 1
+    judge.announcement(said(1, at=int(times[0])))
+    assert judge.dropped == {"overtaken": 1}
+    times[0] += 2
+    judge.announcement(said(1, at=int(times[0])))
+    assert [each.sequence for each in ear.announced] == [9, 1]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "\u0663", "9" * 21, "soon"])
+def test_a_goodbye_without_a_number_is_dropped(text: str) -> None:
+    judge, ear = inbox()
+    judge.goodbye(note(text))
+    assert (ear.gone, judge.dropped) == ([], {"bad_message": 1})
 
 
 def test_a_forger_cannot_use_up_anothers_allowance() -> None:
@@ -137,7 +171,7 @@ def test_an_error_of_a_listener_is_not_the_peers() -> None:
 
     judge.listener = Listener(on_gone=broken)
     with pytest.raises(BadProof):
-        judge.goodbye(note(""))
+        judge.goodbye(note("1"))
     assert not judge.dropped
 
 

@@ -137,10 +137,10 @@ async def test_only_the_author_can_say_goodbye() -> None:
     ear = Ear().at(birch)
     now, address = int(time.time()), events._announcement_address(PublicKey.parse(AMBER.node))
     tags = [["a", address], ["t", CLUB.topic]]
-    birch._hear(events._event(keys_of(CORAL), events.GOODBYE, "", tags, now))
+    birch._hear(events._event(keys_of(CORAL), events.GOODBYE, "1", tags, now))
     assert birch.dropped == {"not asked for": 1}
     assert ear.gone == []
-    birch._hear(events._event(keys_of(AMBER), events.GOODBYE, "", tags, now))
+    birch._hear(events._event(keys_of(AMBER), events.GOODBYE, "1", tags, now))
     assert ear.gone == [AMBER.node]
 
 

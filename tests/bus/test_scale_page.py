@@ -54,7 +54,7 @@ def test_the_constants_that_the_page_names_are_those_of_the_code() -> None:
     assert (REFUTE_S, WITNESSES, ENOUGH, LINKS, MAX_NODES) == (2, 8, 3, 8, 4096)
     beats = HeartbeatConfig()
     assert (beats.beat_after_s, beats.dead_after_s, PING_S) == (0.25, 0.9, 5)
-    assert (TOLERATED_S, LEAST_AUTHORS) == (30, 3)
+    assert (TOLERATED_S, LEAST_AUTHORS) == (25, 3)
 
 
 def test_a_mesh_that_runs_costs_what_the_arithmetic_says() -> None:

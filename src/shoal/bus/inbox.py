@@ -1,7 +1,7 @@
 """What a relay delivered becomes an announcement, a goodbye or a message, or is dropped.
 
-Checks go from cheap to dear: size, time, rate, signature, content, proofs. No socket, no clock
-of its own; nothing that arrives can raise out of here, and what is dropped is counted.
+Checks go from cheap to dear: size, rate, signature, content, proofs; times at last. No socket, no
+clock of its own; nothing that arrives can raise out of here, and what is dropped is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..identity import Mesh
 from ..units import NodeId
 from .announcement import Announcement
 from .base import Listener
-from .letters import MAX_ANNOUNCEMENT_CHARS, believe_announcement, read_letter
+from .letters import MAX_ANNOUNCEMENT_CHARS, believe_announcement, read_goodbye, read_letter
 from .limits import Bounded, Buckets, TokenBucket
 from .stamps import Stamps
 
@@ -73,7 +73,7 @@ class Inbox:
         self._all = TokenBucket(per_s=400, burst=4000)
         self._authors: Buckets[NodeId] = Buckets(per_s=1, burst=30)
         self._senders: Buckets[NodeId] = Buckets(per_s=20, burst=100)
-        self._newest: Bounded[NodeId, int] = Bounded(_MAX_REMEMBERED)
+        self._newest: Bounded[NodeId, tuple[int, float]] = Bounded(_MAX_REMEMBERED)  # number, when
         self._opened: Bounded[str, None] = Bounded(_MAX_REMEMBERED)
 
     def announcement(self, note: Note) -> None:
@@ -101,27 +101,33 @@ class Inbox:
             tell()  # not above: an error of the listener is not the peer's
 
     def _hear_announcement(self, note: Note) -> Callable[[], None] | None:
+        """Times are looked at last: what is new and proved tells whether our own clock is right."""
         if note.author == self._node:
             return None
         self._check(note, MAX_ANNOUNCEMENT_CHARS, on_topic=True)
-        self._check_newer(note, self._newest.get(note.author, -1) + 1)
         announcement = self._believe(self._mesh, note.content)
         if announcement.node != note.author:
             raise _Dropped("card of another node")
+        self._check_newer(note.author, announcement.sequence - 1)
+        self.stamps.heard(note.author, announcement.sequence, note.created_at)
+        self._check_times(note)
         self._check_time(announcement.sent_at)
-        self._newest[note.author] = note.created_at
+        self._newest[note.author] = announcement.sequence, self._clock()
         return lambda: self.listener.on_announcement(announcement)
 
     def _hear_goodbye(self, note: Note) -> Callable[[], None] | None:
         if note.author == self._node:
             return None
         self._check(note, MAX_ANNOUNCEMENT_CHARS, on_topic=True)
-        self._check_newer(note, self._newest.get(note.author, 0))
-        self._newest[note.author] = note.created_at
+        self._check_times(note)
+        last = read_goodbye(note.content)
+        self._check_newer(note.author, last)
+        self._newest[note.author] = last, self._clock()
         return lambda: self.listener.on_gone(note.author)
 
     def _hear_sealed(self, note: Note, unseal: Callable[[], Unsealed]) -> Callable[[], None] | None:
         self._check(note, _MAX_WRAP_CHARS, on_topic=False)
+        self._check_times(note)
         unsealed = unseal()
         if not self._senders.take(unsealed.sender, self._clock()):
             raise _Dropped("too many of one sender")
@@ -132,7 +138,6 @@ class Inbox:
         return lambda: self.listener.on_sealed(unsealed.sender, payload)
 
     def _check(self, note: Note, max_chars: int, *, on_topic: bool) -> None:
-        """Times are looked at last: those of genuine notes tell whether our own clock is right."""
         now = self._clock()
         if len(note.content) > max_chars:
             raise _Dropped("too large")
@@ -142,14 +147,13 @@ class Inbox:
             raise _Dropped("too many in all")
         if not note.is_genuine():
             raise _Dropped("forged")
-        if on_topic:
-            self.stamps.heard(note.author, note.created_at)
-        self._check_time(note.created_at)
-        now = self._clock()
-        if note.expires_at is not None and note.expires_at <= now:
-            raise _Dropped("expired")
         if on_topic and not self._authors.take(note.author, now):
             raise _Dropped("too many of one author")
+
+    def _check_times(self, note: Note) -> None:
+        self._check_time(note.created_at)
+        if note.expires_at is not None and note.expires_at <= self._clock():
+            raise _Dropped("expired")
 
     def _check_time(self, at: int) -> None:
         now = self._clock()
@@ -158,7 +162,11 @@ class Inbox:
         if at < now - MAX_AGE_S:
             raise _Dropped("too old")
 
-    def _check_newer(self, note: Note, least: int) -> None:
-        """Slow relays deliver what another one has overtaken."""
-        if note.created_at < least:
+    def _check_newer(self, author: NodeId, sequence: int) -> None:
+        """Slow relays deliver what another one has overtaken. Times would not tell: an author that
+        finds its clock wrong goes back. What is too old to be heard again is forgotten, in case
+        that an author has lost count.
+        """
+        newest, heard_at = self._newest.get(author, (-1, 0.0))
+        if sequence < newest and self._clock() < heard_at + MAX_AGE_S:
             raise _Dropped("overtaken")

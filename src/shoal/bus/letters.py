@@ -14,6 +14,7 @@ from .base import MAX_PAYLOAD_BYTES
 
 # base64 of the largest sealed form, with room for the JSON around a letter
 MAX_ANNOUNCEMENT_CHARS = (MAX_ANNOUNCEMENT_BYTES + 64) * 4 // 3
+MAX_GOODBYE_CHARS = 20
 MAX_LETTER_CHARS = (MAX_PAYLOAD_BYTES + 256) * 4 // 3
 
 
@@ -49,6 +50,18 @@ def believe_announcement(mesh: Mesh, text: str) -> Announcement:
     announcement = read_announcement(mesh, text)
     announcement.verify()
     return announcement
+
+
+def goodbye_text(sequence: int) -> str:
+    """`sequence` of the author's last announcement: it and all before it are over."""
+    return str(sequence)
+
+
+def read_goodbye(text: str) -> int:
+    """The inverse. Raises BadMessage."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_GOODBYE_CHARS):
+        raise BadMessage("a goodbye without the number of the last announcement")
+    return int(text)
 
 
 def letter_text(mesh: Mesh, payload: bytes, deadline: int) -> str:

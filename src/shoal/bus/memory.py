@@ -22,7 +22,7 @@ from .announcement import Announcement
 from .base import Listener, RelayStatus, nobody
 from .cells import cell_of, tag, tags
 from .inbox import Inbox, Note, Unsealed
-from .letters import announcement_text, letter_text
+from .letters import announcement_text, goodbye_text, letter_text
 from .limits import Bounded
 from .memory_relay import MemoryRelay, Posted
 
@@ -57,6 +57,7 @@ class MemoryBus:
         self._relays: dict[str, MemoryRelay] = {}
         self._connected: dict[str, bool] = {}
         self._announced: Posted | None = None
+        self._sequence = 0  # of our last announcement
 
     @property
     def dropped(self) -> Counter[str]:
@@ -112,11 +113,12 @@ class MemoryBus:
         now, text = self._stamps.next(), announcement_text(self._mesh, announcement)
         until = now + math.ceil(announcement.lifetime_s)
         self._announced = Posted("announcement", replace(self._note(text, now), expires_at=until))
+        self._sequence = announcement.sequence
         self._post(self._announced)
 
     async def withdraw(self) -> None:
         self._announced = None
-        self._post(Posted("goodbye", self._note("", self._stamps.next())))
+        self._post(Posted("goodbye", self._note(goodbye_text(self._sequence), self._stamps.next())))
 
     async def send_sealed(self, to: NodeId, payload: bytes) -> None:
         now = int(self._stamps.now())

@@ -20,7 +20,7 @@ from .announcement import Announcement
 from .base import Listener, RelayStatus, nobody
 from .cells import tags
 from .inbox import Inbox
-from .letters import announcement_text, letter_text
+from .letters import announcement_text, goodbye_text, letter_text
 from .nostr_events import (
     ANNOUNCEMENT,
     GOODBYE,
@@ -62,6 +62,7 @@ class NostrBus:
         self._relays = NostrRelays(self._filters, self._hear, config=self._config, emit=emit)
         self._inbox = Inbox(mesh, identity.node, clock)
         self._stamps = self._inbox.stamps
+        self._sequence = 0  # of our last announcement
 
     @property
     def dropped(self) -> Counter[str]:
@@ -110,12 +111,13 @@ class NostrBus:
             expires_at=now + math.ceil(announcement.lifetime_s),
             era=self._stamps.era,
         )
+        self._sequence = announcement.sequence
         await self._relays.send(self._relays.kept)
 
     async def withdraw(self) -> None:
         self._relays.kept = None
-        now, era = self._stamps.next(), self._stamps.era
-        goodbye = goodbye_event(self._keys, self._topics, created_at=now, era=era)
+        text, now, era = goodbye_text(self._sequence), self._stamps.next(), self._stamps.era
+        goodbye = goodbye_event(self._keys, self._topics, text, created_at=now, era=era)
         await self._relays.send(goodbye, wait=True)  # we may be about to leave
 
     async def send_sealed(self, to: NodeId, payload: bytes) -> None:

@@ -63,11 +63,13 @@ def announcement_event(
     return _event(keys, ANNOUNCEMENT, text, tags, created_at)
 
 
-def goodbye_event(keys: Keys, topics: Sequence[str], *, created_at: int, era: int = 0) -> Event:
+def goodbye_event(
+    keys: Keys, topics: Sequence[str], text: str, *, created_at: int, era: int = 0
+) -> Event:
     addresses = [_announcement_address(keys.public_key(), each) for each in range(era + 1)]
     tags = [["a", address] for address in addresses[-_MAX_ERAS:]]
     tags += [["k", str(ANNOUNCEMENT)], *(["t", topic] for topic in topics)]
-    return _event(keys, GOODBYE, "", tags, created_at)
+    return _event(keys, GOODBYE, text, tags, created_at)
 
 
 def is_goodbye(event: Event) -> bool:

@@ -1,23 +1,34 @@
-"""What time it is in the mesh: our clock, corrected when most others say that it is wrong.
+"""What time it is in the mesh: our clock, set to the median of all that we hear if it is far off.
 
 A clock that is off by minutes makes a node invisible, and deaf: its notes come from the future or
-are too old, and so are all others' to it. The correction dates notes on the bus and nothing else;
-whoever fakes it, with most of the authors that we hear, could silence us no worse in other ways.
+are too old, and so are all others' to it. The correction dates notes on the bus and nothing else.
+Where more than half of the clocks are right the median is right, whatever the others say; where
+each is wrong in its own way it is at least the same for all, and who goes by it does not move it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median_low
 
 from ..units import NodeId
 from .limits import Bounded
 
 MAX_SKEW_S = 86_400.0
-TOLERATED_S = 30.0  # below it nothing is corrected
-LEAST_AUTHORS = 3
+TOLERATED_S = 25.0  # nothing is corrected below it: two such clocks are less than a minute apart
+LEAST_AUTHORS = 3  # besides us
 
 _MAX_AUTHORS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """How far ahead of our clock an author's last two notes were dated."""
+
+    sequence: int
+    ahead_s: float
+    before_s: float | None
 
 
 class Stamps:
@@ -28,7 +39,7 @@ class Stamps:
         self.era = 0  # corrections so far: stamps may have gone back
         self._clock, self._told = clock, told
         self._last = 0
-        self._heard: Bounded[NodeId, tuple[float | None, float]] = Bounded(_MAX_AUTHORS)
+        self._heard: Bounded[NodeId, _Heard] = Bounded(_MAX_AUTHORS)
 
     def now(self) -> float:
         return self._clock() + self.offset_s
@@ -40,32 +51,35 @@ class Stamps:
         self._last = max(int(self.now()), self._last + 1)
         return self._last
 
-    def heard(self, author: NodeId, created_at: float) -> None:
-        """A genuine note says this time. It may have been under way, or kept, for long: that it is
-        old means something only if an author's next one is as well.
+    def heard(self, author: NodeId, sequence: int, created_at: float) -> None:
+        """The author's announcement of that number is dated so: anybody may repeat an older one, as
+        late as they like.
         """
-        ahead_s = created_at - self._clock()
         before = self._heard.get(author)
-        self._heard[author] = before[1] if before else None, ahead_s
+        if before is not None and sequence <= before.sequence:
+            return
+        ahead_s = created_at - self._clock()
+        self._heard[author] = _Heard(sequence, ahead_s, before.ahead_s if before else None)
         if self.offset_s or abs(ahead_s) > TOLERATED_S:
             self._judge()
 
     def _judge(self) -> None:
-        """Correct by what more than half of the authors agree on."""
-        offsets = sorted(
-            ahead_s if before is None else max(before, ahead_s)
-            for before, ahead_s in self._heard.values()
-            if before is not None or ahead_s > -TOLERATED_S
-        )
-        if len(offsets) < LEAST_AUTHORS:
-            return
-        offset_s = median_low(offsets)
-        agreeing = sum(abs(each - offset_s) <= TOLERATED_S for each in offsets)
+        """Correct if the median of all clocks, ours among them, is another time."""
+        offset_s = median_low([self.offset_s, *map(self._ahead, self._heard.values())])
         if abs(offset_s) <= TOLERATED_S:
             offset_s = 0.0
         small = abs(offset_s - self.offset_s) <= TOLERATED_S
-        if small or 2 * agreeing <= len(offsets) or abs(offset_s) > MAX_SKEW_S:
+        if small or len(self._heard) < LEAST_AUTHORS or abs(offset_s) > MAX_SKEW_S:
             return
         self.offset_s = offset_s
         self.era, self._last = self.era + 1, 0
         self._told(offset_s)
+
+    def _ahead(self, heard: _Heard) -> float:
+        """A note may have been under way, or kept, for long: that one is old means something only
+        if the author's next one is as well.
+        """
+        if heard.before_s is not None:
+            return max(heard.before_s, heard.ahead_s)
+        old = heard.ahead_s < self.offset_s - TOLERATED_S
+        return self.offset_s if old else heard.ahead_s
