@@ -48,7 +48,10 @@ class Admission:
 
     def waiting(self) -> list[Session]:
         """Those not opened yet, the oldest first."""
-        return [each for each in self.wanting() if each.state == "waiting"]
+        return sorted(self.unopened(), key=lambda each: each.age)
+
+    def unopened(self) -> list[Session]:
+        return [each for each in self._wanting.values() if each.state == "waiting"]
 
     def ask(self, this: Session) -> Verdict:
         """Pages for what comes next: all that is known when it is opened, then the next rows."""

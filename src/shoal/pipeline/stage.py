@@ -15,7 +15,7 @@ alone can have got wrong is a BadMessage, which costs it the link.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..engine.request import Sampled
@@ -58,17 +58,11 @@ class StageSessions(ResumingSessions):
 
     # ---- running
 
-    def prompting(self, nodes: Collection[NodeId]) -> frozenset[SessionId]:
+    def prompting(self, nodes: Collection[NodeId]) -> Container[SessionId]:
         """The sessions whose prompt goes to one of these. Those that generate have one row on the
         way at most, and it overtakes prompts.
         """
-        if not nodes:
-            return frozenset()
-        return frozenset(
-            key
-            for key, each in self._sessions.items()
-            if each.open.next in nodes and each.computed < each.open.known_tokens
-        )
+        return _Prompting(self._sessions, nodes) if nodes else ()
 
     def _accept(self, this: Session, row: Row, now: float) -> list[Instruction]:
         """The next row, which waits when there are no pages for it."""
@@ -97,6 +91,8 @@ class StageSessions(ResumingSessions):
             self._pages.trim(this, entry.start)
             out.append(self._begun(this))
         if why := this.misplaced(entry, self.vocab_size):
+            if this.begun and entry.start > this.position:  # some are amiss: what we have is right
+                return [*out, *self.suspend(this, sender, why, now)]
             return self.fail(entry.session, why, now, blame=sender)
         row = Row(entry.session, entry.start, (), entry.count, wire=hidden, draft=entry.draft)
         return out + self._accept(this, row, now)
@@ -276,3 +272,19 @@ class StageSessions(ResumingSessions):
         if this.state in ("connecting", "waiting"):
             return self.fail(this.open.session, why, now, blame=node)
         return self.suspend(this, node, why, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompting:
+    """Asked of a few at every step: all sessions are never gone through."""
+
+    sessions: Mapping[SessionId, Session]
+    nodes: Collection[NodeId]
+
+    def __contains__(self, session: object) -> bool:
+        this = self.sessions.get(session)  # type: ignore[call-overload]
+        return (
+            this is not None
+            and this.open.next in self.nodes
+            and this.computed < this.open.known_tokens
+        )

@@ -233,7 +233,7 @@ class SessionTable:
         return "done"
 
     def next_deadline(self) -> float | None:
-        deadlines = (each.deadline for each in (*self._pages.waiting(), *self._quiet()))
+        deadlines = (each.deadline for each in (*self._pages.unopened(), *self._quiet()))
         return min(deadlines, default=None)
 
     def _give_up(self, this: Session, why: str) -> Send:
