@@ -15,6 +15,7 @@ from ..errors import LinkClosed, LocalError, Overloaded, ShoalError
 from ..events import Emit, FirstToken, Recovered, RequestDone, RequestStarted, RouteTaken
 from ..transport import Links
 from ..units import ModelId, NodeId, SessionId
+from .eras import Eras
 from .generation import Generation
 from .messages import (
     Close,
@@ -122,6 +123,7 @@ class Gateway:
         self._wall_clock = wall_clock
         self._newest = 0  # when the newest request was born
         self._secret = draw(16)
+        self._eras = Eras()
         self._streams: dict[SessionId, Stream] = {}  # by the id of the live session
         self._all: dict[SessionId, Stream] = {}  # by the stream's own id
         self.idle = asyncio.Event()  # no stream is open
@@ -136,7 +138,12 @@ class Gateway:
     def generate(self, request: Request) -> Stream:
         """Start at once; errors of the start are raised by the first iteration."""
         generation = Generation(
-            request, self.new_id, self.config, born=self._next_birth(), secret=self._secret
+            request,
+            self.new_id,
+            self.config,
+            born=self._next_birth(),
+            secret=self._secret,
+            era=self._eras.of,
         )
         stream = Stream(self, generation)
         self._all[stream.id] = stream
@@ -199,6 +206,7 @@ class Gateway:
             self._do(stream, stream.generation.leaving(message, sender))
 
     def node_lost(self, node: NodeId, why: str) -> None:
+        self._eras.lost(node)
         for stream in list(self._all.values()):
             self._do(stream, stream.generation.node_lost(node, why))
 

@@ -10,7 +10,8 @@ for each other in a circle.
 
 Stages keep pages of earlier sessions. The Opens name the prompt's pages by digests, each stage says
 how many of them it has, and the first one, told the least of these numbers, begins there. A digest
-is chained to the route: what a bad stage put into others' pages is never met on a route without it.
+is chained to the route: what a bad stage put into others' pages is never met on a route without it,
+nor on one with it once our link to it was lost (its `era` is over), as when its process began anew.
 
 A session may be sent away by an older one that needs its pages. It is then opened again, patiently,
 with the token ids so far, and the stream merely pauses.
@@ -91,6 +92,7 @@ class Generation:
     config: GenerationConfig = field(default_factory=GenerationConfig)
     born: int = 0  # microseconds since 1970: the older goes first where pages are short
     secret: bytes = b""  # known to our gateway alone: else digests would give away what was said
+    era: Callable[[NodeId], int] = lambda node: 0  # another one each time our link to it is lost
     state: Literal["routing", "opening", "running", "over"] = "routing"
     output: list[int] = field(default_factory=list)
     attempt: int = 0
@@ -108,6 +110,7 @@ class Generation:
     _failures: int = 0
     _preemptions: int = 0  # since the last token
     _waited: bool = False  # it has been preempted: it queues again rather than give up
+    _root: bytes = b""  # of all digests on this route
     _digests: list[bytes] = field(default_factory=list)  # of the pages known when it was opened
     _prefix: int = 0  # tokens that all stages asked so far have pages for
     _refusal: ShoalError | None = None  # why a stage would not have us, if no other will
@@ -191,7 +194,8 @@ class Generation:
             self.kind = "recomputed"
         self._open, self._asked, self._caches, self._kept = [], {}, None, frozenset()
         self._to_open = [*plan.stops[1:], plan.stops[0]]
-        self._digests = self._chain(self._known()[:-1], [])
+        self._root = self._root_of(plan)
+        self._digests = self._chain([])
         self._prefix = len(self._digests) * self.config.page_tokens
         if self._preemptions > 1:  # perhaps what was shared could not be replaced: share nothing
             self._prefix = 0
@@ -247,11 +251,13 @@ class Generation:
     def _known(self) -> tuple[int, ...]:
         return (*self.request.prompt_ids, *self.output)
 
-    def _chain(self, ids: Sequence[int], before: Sequence[bytes]) -> list[bytes]:
-        plan = self._plan()
-        route = " ".join(f"{stop.node} {stop.layers}" for stop in plan.stops)
-        root = hashlib.blake2b(f"{plan.compute} {route}".encode(), key=self.secret).digest()
-        return page_digests(ids, self.config.page_tokens, root, before)
+    def _root_of(self, plan: Plan) -> bytes:
+        route = " ".join(f"{stop.node} {self.era(stop.node)} {stop.layers}" for stop in plan.stops)
+        return hashlib.blake2b(f"{plan.compute} {route}".encode(), key=self.secret).digest()
+
+    def _chain(self, before: Sequence[bytes]) -> list[bytes]:
+        """Of all that is known but the newest token, which nobody has computed."""
+        return page_digests(self._known()[:-1], self.config.page_tokens, self._root, before)
 
     def no_route(self, error: ShoalError) -> list[Instruction]:
         """There is none (any more)."""
@@ -505,7 +511,7 @@ class Generation:
     def _again(self, avoid: frozenset[NodeId], why: str) -> list[Instruction]:
         names = ", ".join(sorted(avoid)) or "a stage"
         self._blame = f"{names}: {why}"
-        closing = self._abandon()
+        closing = self._abandon(named=not avoid)
         self.avoid |= avoid
         self.state = "routing"
         self._next_kind = "recomputed" if avoid else "queued"
@@ -518,15 +524,15 @@ class Generation:
             return [*closing, *self._given_up(error)]
         return [*closing, self._find()]
 
-    def _abandon(self) -> list[Instruction]:
-        """Close the live session wherever it was opened or asked for. The newest token has not been
-        computed by anybody.
+    def _abandon(self, named: bool = True) -> list[Instruction]:
+        """Close the live session wherever it was opened or asked for. Its pages are `named` where
+        nobody on the route has done wrong.
         """
         if self.session is None:
             return []
         digests: tuple[bytes, ...] = ()
-        if not self._kept:  # else digests of this route would name what was computed on another
-            digests = tuple(self._chain(self._known()[:-1], self._digests)[len(self._digests) :])
+        if named and not self._kept:  # else this route would name what was computed on another
+            digests = tuple(self._chain(self._digests)[len(self._digests) :])
         session, self.session = self.session, None
         stops: Sequence[Stop] = [*self._open, *self._asked.values()]
         self._open, self._asked, self._to_open = [], {}, []
