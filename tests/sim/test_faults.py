@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from shoal.sim.faults import LONG, SHORT, WEIGHTS, Act, Broken, make_story, play
+from shoal.sim.faults import LONG, SHORT, WEIGHTS, Act, Broken, Story, make_story, play
 
 SEEDS = int(os.environ.get("SHOAL_FAULT_SEEDS", "24"))
 BATCH = 6  # seeds of one test, so that several processes share them
@@ -45,6 +45,12 @@ def test_a_promise_that_is_broken_is_told_with_the_story(monkeypatch: pytest.Mon
         play(story)
     assert "another text at n" in str(broken.value)
     assert f"seed 1: {story.layers} layers" in str(broken.value)
+
+
+def test_who_is_stopped_can_be_asked_to_leave() -> None:
+    acts = Act(25.0, "stop", ("n1",), 20.0), Act(26.0, "leave", ("n1",), 5.0)
+    story = Story(1, 6, (6, 6, 6), (0.0, 0.0, 0.0), 1, 0.0, acts)
+    assert play(story).asked == 3  # at the end, of each node
 
 
 def test_all_kinds_of_faults_are_tried() -> None:

@@ -188,13 +188,14 @@ class _Stage:
             for number in range(story.relays)
         ]
         self.off: set[str] = set()  # beyond a partition
-        self.over_s = float("inf")  # nobody lies after that
-        # who lies about the text itself is found out by other means; and what it left in others'
-        # caches is met again where it comes back under the same name
-        self.honest_until_s = min(
-            (act.at_s for act in story.acts if act.what == "lie" and act.lie == "wrong"),
-            default=float("inf"),
-        )
+        self.leaving: list[asyncio.Task[None]] = []
+        # when somebody lied about the text itself, which is found out by other means; afterwards
+        # nothing that it left in the caches of others may be met
+        self.wrong_s = [
+            (act.at_s, act.at_s + act.for_s)
+            for act in story.acts
+            if act.what == "lie" and act.lie == "wrong"
+        ]
 
     async def play(self) -> Outcome:
         story = self.story
@@ -251,6 +252,7 @@ class _Stage:
             case "stop":
                 world.stop(name)
             case "leave":
+                world.resume(name)  # who is stopped hears no Ctrl-C
                 await world.leave(name)
             case "partition":
                 self.off = {each for each in act.names if each in world.nodes}
