@@ -437,8 +437,8 @@ class Generation:
         return self._broken(frozenset({node}), why)
 
     def leaving(self, message: Leaving, sender: NodeId) -> list[Instruction]:
-        """A stage wants to go, and serves us meanwhile: we move if there is a route without it. While
-        there is no route it is not kept: perhaps it goes to hold what is missing.
+        """A stage wants to go, and serves us meanwhile: we move if there is a route without it.
+        While there is no route it is not kept: perhaps it goes to hold what is missing.
         """
         if message.session != self.session or sender not in self._nodes():
             return []
