@@ -79,7 +79,7 @@ def arrange(
     return dict(_arranged(layers, tuple(items), tuple(fixed), ground, quick))
 
 
-@lru_cache(maxsize=8)  # of the same nodes the best layout is asked for at every change of the view
+@lru_cache(maxsize=64)  # of the same nodes the best layout is asked for at every change of the view
 def _arranged(
     layers: int, items: tuple[Item, ...], fixed: tuple[Laid, ...], ground: Slice, quick: bool
 ) -> Layout:
@@ -123,22 +123,15 @@ def _limited(items: Sequence[Item], total: int) -> list[Item]:
     if sum(item.most for item in items) <= total:
         return list(items)
     low, high = 0.0, float(total)
-    fastest = max(item.work for item in map(_Work, items))
+    works = [item.rates[item.most - 1] * item.most if item.most else 0.0 for item in items]
+    fastest = max(works)
+    pairs = [(item.most, work / fastest) for item, work in zip(items, works, strict=True)]
     for _ in range(40):
         middle = (low + high) / 2
-        room = sum(min(item.most, middle * _Work(item).work / fastest) for item in items)
+        room = sum(min(most, middle * share) for most, share in pairs)
         low, high = (middle, high) if room < total else (low, middle)
-    shares = [max(1, -int(-(high * _Work(item).work / fastest - 1e-6) // 1)) for item in items]
+    shares = [max(1, -int(-(high * share - 1e-6) // 1)) for _, share in pairs]
     return [_capped(item, share) for item, share in zip(items, shares, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    item: Item
-
-    @property
-    def work(self) -> float:
-        return self.item.rates[self.item.most - 1] * self.item.most if self.item.most else 0.0
 
 
 def _capped(item: Item, most: int) -> Item:

@@ -9,7 +9,7 @@ from ..units import NodeId, Slice
 from .arrange import FEW, Item, Laid, Layout, arrange, throughput
 from .coverage import covered
 from .model import Member, ModelShape
-from .rates import tokens_per_s
+from .rates import rates, tokens_per_s
 
 ENOUGH = 0.75  # of what the best layout known would carry: nobody moves
 MAX_GROUP = 128  # nodes; larger groups are even by their number
@@ -23,8 +23,7 @@ def item_of(shape: ModelShape, member: Member) -> Item:
     """The node with what it would give for each number of layers that fit."""
     room = member.capacities
     most = min(shape.layers, max(room.middle, room.embedding, room.head, room.both))
-    rates = tuple(tokens_per_s(shape, member, n) for n in range(1, most + 1))
-    return Item(member.node, room, rates)
+    return Item(member.node, room, rates(shape, member, most))
 
 
 def laid_of(shape: ModelShape, members: Sequence[Member]) -> list[Laid]:

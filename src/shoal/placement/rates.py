@@ -6,11 +6,13 @@ import math
 from functools import lru_cache
 
 from ..hardware import Speed
+from .expect import LONGEST_S
 from .model import Member, ModelShape
 
 BATCH = 32  # sessions that share a step where there is room for their caches
 CONTEXT = 1024  # tokens of a typical session, half of which are there on average
 PROMPT_SHARE = 3  # tokens of prompts that are read for each one that is written
+QUICKEST_S = 1e-9  # a step: who says less, or more than LONGEST_S, says nothing
 STEPS_PER_DOUBLING = 8  # speeds are told apart by about a tenth: they are measured, and vary
 
 
@@ -19,18 +21,32 @@ def tokens_per_s(shape: ModelShape, member: Member, layers: int) -> float:
 
     Fewer layers take less time and leave more memory for sessions, which then share steps.
     """
+    return _tokens_per_s(shape, member.speed, member.memory_bytes, layers)
+
+
+def rates(shape: ModelShape, member: Member, most: int) -> tuple[float, ...]:
+    """`tokens_per_s` with 1 to `most` layers."""
+    return _rates(shape, member.speed, member.memory_bytes, most)
+
+
+@lru_cache(maxsize=1 << 12)  # asked anew at each decision, of nodes that seldom change
+def _rates(shape: ModelShape, speed: Speed, memory_bytes: int, most: int) -> tuple[float, ...]:
+    return tuple(_tokens_per_s(shape, speed, memory_bytes, n) for n in range(1, most + 1))
+
+
+def _tokens_per_s(shape: ModelShape, speed: Speed, memory_bytes: int, layers: int) -> float:
     room = BATCH
     kv_bytes = shape.kv_bytes_per_token_per_layer * layers
-    if member.memory_bytes and kv_bytes:
+    if memory_bytes and kv_bytes:
         weights = layers * shape.sums[-1] // shape.layers
-        tokens = (member.memory_bytes - weights) // kv_bytes
+        tokens = (memory_bytes - weights) // kv_bytes
         room = max(1, min(BATCH, tokens // CONTEXT))
-    return _typical(member.speed, layers, room)
+    return _typical(speed, layers, room)
 
 
 @lru_cache(maxsize=1 << 16)
 def _typical(speed: Speed, layers: int, sessions: int) -> float:
     work = sessions * (1 + PROMPT_SHARE)
     seconds = speed.seconds(layers, work, sessions * CONTEXT // 2, sessions)
-    doublings = math.log2(sessions / max(seconds, 1e-9))
+    doublings = math.log2(sessions / min(max(seconds, QUICKEST_S), LONGEST_S))
     return float(2 ** (round(doublings * STEPS_PER_DOUBLING) / STEPS_PER_DOUBLING))
