@@ -16,6 +16,7 @@ from .model import ModelShape
 
 GUESSED_BYTES_PER_S = 1e10  # memory of a node that has not measured it
 GUESSED_OPS_PER_S = 1e11
+RATES = (1e3, 1e18)  # of bytes and operations a second: beyond them nobody is believed
 STEP_S = 0.5e-3  # building a batch, and what the pipeline does about it
 ATTENDS = 0.25  # of what memory gives: keys and values are scattered in pages, and computed with
 
@@ -48,9 +49,9 @@ def predict(
 ) -> Speed:
     """What these layers, or any one, will take on such a node, in this compute class."""
     how = _CLASSES.get(compute, _INT8)
-    memory = capability.memory_bytes_per_s or GUESSED_BYTES_PER_S
+    memory = _believed(capability.memory_bytes_per_s or GUESSED_BYTES_PER_S)
     reads = how.reads * memory
-    ops = how.multiplies * (getattr(capability, how.rate) or GUESSED_OPS_PER_S)
+    ops = how.multiplies * _believed(getattr(capability, how.rate) or GUESSED_OPS_PER_S)
     layers = range(shape.layers) if part is None else part
     layer_bytes = sum(shape.layer_bytes[layer] for layer in layers) / len(layers)
     experts, routed = min(shape.experts_bytes, layer_bytes), shape.routed
@@ -65,6 +66,10 @@ def predict(
         experts_s=experts / reads,
         routed=routed if experts else 0.0,
     )
+
+
+def _believed(rate: float) -> float:
+    return min(max(rate, RATES[0]), RATES[1])
 
 
 def request_seconds(
