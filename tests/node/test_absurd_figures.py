@@ -41,13 +41,13 @@ def decided(*others: Any) -> None:
     assert found.layers is None or found.layers.stop <= SHAPE.layers
 
 
-@pytest.mark.parametrize(("memory", "ops"), product(ABSURD, ABSURD))
+@pytest.mark.parametrize(("memory", "ops"), list(product(ABSURD, ABSURD)))
 def test_a_machine_that_announces_absurd_rates_stops_nobody(memory: float, ops: float) -> None:
     able = Capability(memory_bytes_per_s=memory, f32_flops=ops, bf16_flops=ops, int8_ops=ops)
     decided(Stranger(replace(ME, capability=able), "liar"))
 
 
-@pytest.mark.parametrize(("layer_s", "token_s"), product(ABSURD, ABSURD))
+@pytest.mark.parametrize(("layer_s", "token_s"), list(product(ABSURD, ABSURD)))
 def test_a_stage_that_announces_absurd_speeds_stops_nobody(layer_s: float, token_s: float) -> None:
     speed = Speed(layer_s=layer_s, token_s=token_s, context_s=token_s, step_s=layer_s)
     decided(Stranger(replace(ME, stages=(replace(STAGE, speed=speed),)), "liar"))
