@@ -118,8 +118,19 @@ def test_what_is_asked_for_counts_once_it_is_much_more_or_less() -> None:
         layouts.append(mesh.layout)
     steps = [after - before for before, after in pairwise(layouts)]
     assert steps == [0, 0, 1, 0, 0, 1, 1, 0]
-    mesh.apply(announcement(AMBER, 20, demand=(Demand(ModelId("other"), 0.0),)), 1.0)
-    assert mesh.layout == layouts[-1] + 1
+
+
+def test_what_many_ask_for_counts_together() -> None:
+    mesh = of(announcement(AMBER), announcement(BIRCH))
+    layout = mesh.layout
+    for sequence, (who, rate) in enumerate([(AMBER, 4.0), (BIRCH, 3.0), (AMBER, 2.0)], start=2):
+        mesh.apply(announcement(who, sequence, demand=(Demand(STAGE.model, rate),)), 1.0)
+    assert mesh.layout == layout + 1
+    mesh.apply(announcement(BIRCH, 9, demand=(Demand(ModelId("other"), 3.0),)), 1.0)
+    assert mesh.layout == layout + 2
+    mesh.remove(AMBER.node)
+    mesh.apply(announcement(BIRCH, 10, demand=(Demand(STAGE.model, 3.0),)), 1.0)
+    assert mesh.layout == layout + 4
 
 
 def test_a_crowd_of_strangers_cannot_fill_our_memory() -> None:

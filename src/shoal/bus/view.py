@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from ..units import NodeId
+from ..units import ModelId, NodeId
 from .announcement import Announcement, Demand, StageOffer
 from .cells import MAX_DEPTH, cell_of, common_depth
 
 MAX_NODES = 4096
 RETRY_S = 5.0
 MUCH = 2.0  # so many times as much is asked for, or as little
+LITTLE = 0.001  # tokens/s in the whole mesh that are none
+MOST = 1000.0  # tokens/s of one gateway: it may lie
 
 Seen = tuple[Announcement, float]  # with the time of receipt by our own clock
 
@@ -36,7 +38,7 @@ class MeshView:
         self._ends: list[tuple[float, NodeId]] = []  # a heap; nobody runs out before its entry
         self._list: tuple[Announcement, ...] | None = ()
         self._shared = [0] * (MAX_DEPTH + 1)  # nodes that share exactly so many cells with us
-        self._asked: dict[NodeId, tuple[Demand, ...]] = {}  # of them, as `layout` counts it
+        self._asked = Asked()
 
     @property
     def nodes(self) -> Mapping[NodeId, Seen]:
@@ -63,12 +65,12 @@ class MeshView:
 
     def remove(self, node: NodeId) -> bool:
         """After a goodbye. False when it is unknown."""
-        if self._nodes.pop(node, None) is None:
+        seen = self._nodes.pop(node, None)
+        if seen is None:
             return False
         del self._sorted[bisect_left(self._sorted, node)]
-        self._asked.pop(node, None)
         self._count(node, -1)
-        self._note(None, None)
+        self._note(seen[0], None)
         return True
 
     def expire(self, now: float, lives: Callable[[NodeId], bool] | None = None) -> list[NodeId]:
@@ -117,18 +119,40 @@ class MeshView:
         self._list = None
         if old is None or new is None or _substance(old) != _substance(new):
             self.version += 1
-            asked = new is not None and self._asks_anew(new)
+            asked = self._asked.moved(old.demand if old else (), new.demand if new else ())
             self.layout += asked or old is None or new is None or _layout(old) != _layout(new)
 
-    def _asks_anew(self, new: Announcement) -> bool:
-        """What is asked of a gateway never stands still: it counts once it is for another model, or
-        for twice or half as much.
-        """
-        before, now = self._asked.get(new.node, ()), new.demand
-        same = len(before) == len(now) and all(map(_alike, before, now))
-        if not same:
-            self._asked[new.node] = now
-        return not same
+
+class Asked:
+    """What is asked of each model in the mesh never stands still: it counts as another once it is
+    twice or half as much.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[ModelId, float] = {}  # tokens/s
+        self._counted: dict[ModelId, float] = {}
+
+    def moved(self, old: Sequence[Demand], new: Sequence[Demand]) -> bool:
+        """One gateway's share is another now."""
+        if old == new:
+            return False
+        for sign, said in ((-1, old), (1, new)):
+            for each in said:
+                share = sign * min(each.tokens_per_s, MOST)
+                self._now[each.model] = self._now.get(each.model, 0.0) + share
+        models = dict.fromkeys(each.model for each in (*old, *new))
+        return any([self._counts_anew(model) for model in models])
+
+    def _counts_anew(self, model: ModelId) -> bool:
+        now, counted = self._now[model], self._counted.get(model, 0.0)
+        if now < LITTLE:
+            self._counted.pop(model, None)
+            del self._now[model]
+            return counted > 0
+        if max(now, counted) <= MUCH * min(now, counted):
+            return False
+        self._counted[model] = now
+        return True
 
 
 def _end(seen: Seen) -> float:
@@ -146,11 +170,6 @@ def _substance(said: Announcement) -> tuple[object, ...]:
 def _layout(said: Announcement) -> tuple[object, ...]:
     stages = tuple(map(_held, said.stages))
     return stages, said.can_serve, said.offered_bytes, said.gateway
-
-
-def _alike(a: Demand, b: Demand) -> bool:
-    least, most = sorted((a.tokens_per_s, b.tokens_per_s))
-    return a.model == b.model and most <= MUCH * least
 
 
 def _held(offer: StageOffer) -> tuple[object, ...]:
