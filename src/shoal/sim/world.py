@@ -184,7 +184,8 @@ class World:
         node = self.nodes[name]
         self._tell(name, Fault("leave"))
         await self._loop.create_task(node.leave(), context=self._contexts[node].copy())
-        await self._end(node)
+        if self.nodes.get(name) is node:  # it was not killed meanwhile
+            await self._end(node)
 
     async def kill(self, name: str, *, silently: bool = False) -> None:
         """As kill -9: it is gone in the middle of what it did, and its connections break; or
