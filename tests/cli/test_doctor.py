@@ -77,6 +77,20 @@ def test_a_machine_without_gpu_gets_the_small_wheels() -> None:
     assert "index" not in engine_check.pip_line("python", ["torch>=2.8"], plain_torch=True)
 
 
+@pytest.mark.parametrize(
+    ("behind_s", "told"),
+    [(181.4, "181 s behind the mesh's"), (-60.0, "60 s ahead of the mesh's")],
+)
+def test_a_clock_that_is_wrong_is_named_with_what_to_do(
+    shoal: Shoal, fake_node: FakeNode, behind_s: float, told: str
+) -> None:
+    assert findings(shoal)["clock"].passed
+    fake_node.node["clock_behind_s"] = behind_s
+    found = findings(shoal)["clock"]
+    assert (found.passed, found.found) == (False, told)
+    assert "ntp" in found.fix
+
+
 def test_the_port_is_free_until_somebody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]

@@ -63,6 +63,10 @@ class Bus(Protocol):
     def now(self) -> float:
         """Unix seconds, corrected when what others say shows that our clock is wrong."""
 
+    @property
+    def offset_s(self) -> float:
+        """The correction: so far is our clock behind."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...

@@ -86,6 +86,10 @@ class MemoryBus:
     def now(self) -> float:
         return self._stamps.now()
 
+    @property
+    def offset_s(self) -> float:
+        return self._stamps.offset_s
+
     async def __aenter__(self) -> Self:
         for url in self._wanted:
             await self.add_relay(url)

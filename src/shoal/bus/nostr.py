@@ -87,6 +87,10 @@ class NostrBus:
     def now(self) -> float:
         return self._stamps.now()
 
+    @property
+    def offset_s(self) -> float:
+        return self._stamps.offset_s
+
     async def __aenter__(self) -> Self:
         await self._relays.open(self._wanted)
         return self

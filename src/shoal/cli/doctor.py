@@ -124,6 +124,7 @@ def running_node(client: NodeClient, settings: Settings) -> list[Finding]:
         return [Finding("node", False, error.message, error.hint)]
     return [
         Finding("node", True, f"{report.name} answers at {client.api}"),
+        clock(report.clock_behind_s),
         *[
             Finding(
                 "relay",
@@ -134,6 +135,14 @@ def running_node(client: NodeClient, settings: Settings) -> list[Finding]:
             for r in report.relays
         ],
     ]
+
+
+def clock(behind_s: float) -> Finding:
+    """By the mesh's time; who is less than half a minute off it is not told."""
+    way = "behind" if behind_s > 0 else "ahead of"
+    found = f"{abs(behind_s):.0f} s {way} the mesh's" if behind_s else "as the mesh's"
+    fix = "let the system set it (timedatectl set-ntp true); until then the mesh's is used"
+    return Finding("clock", not behind_s, found, fix)
 
 
 def port(host: str, number: int) -> Finding:

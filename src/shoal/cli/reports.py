@@ -62,6 +62,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     placement: str = ""  # why it holds what it holds
     mesh: MeshName = MeshName()
     relays: list[Relay] = []
+    clock_behind_s: float = 0.0  # this machine's clock, by what the others' say
     addresses: list[str] = []
     capability: Hardware = Hardware()
     stages: list[OwnStage] = []

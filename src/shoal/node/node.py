@@ -228,6 +228,7 @@ class Node:
             "placement": decision.reason if decision else "",
             "mesh": {"label": config.mesh.label, "private": config.mesh.is_private},
             "relays": [report.plain(relay) for relay in parts.bus.status()],
+            "clock_behind_s": round(parts.bus.offset_s, 1),
             "addresses": list(links.addresses),
             "capability": report.plain(self.machine.capability),
             "stages": [
