@@ -60,7 +60,7 @@ class Membership:
 
     Three attributes may be set by whoever runs us:
     needs_more   the nodes that we hear do not suffice: for a model, for a route. Asked often.
-    on_doubt     try to reach that node and call `suspect` if it fails: we are asked to check
+    on_doubt     try to reach that node and call `found`, or `suspect`: we are asked to check
     is_linked    we have a link with that node: then it lives, whatever is said or not said
     """
 
@@ -122,6 +122,11 @@ class Membership:
         announce itself anew within seconds it is gone until it does.
         """
         if self._doubts.lost(node, self._clock(), self._clock() + self._config.lifetime_s):
+            self.changed()
+
+    def found(self, node: NodeId) -> None:
+        """We have reached it just now, whatever is said."""
+        if self._doubts.found(node, self._clock()):
             self.changed()
 
     def doubtful(self) -> frozenset[NodeId]:
@@ -209,8 +214,8 @@ class Membership:
         for node in verdicts.gone:
             if not self.is_linked(node):
                 self._bury(node)
-            elif self._doubts.found(node, now):
-                self.changed()
+            else:
+                self.found(node)
         for node in verdicts.check:
             self.on_doubt(node)
         before, config = self.listening, self._config.cells

@@ -62,12 +62,18 @@ class Neighbours:
 
     def check(self, node: NodeId) -> None:
         """Somebody says that it is gone: see for ourselves."""
-        self._start(self._call(node))
+        self._start(self._look_after(node))
 
     def _lost(self, node: NodeId, reason: str) -> None:
         """Until it is reached again, or given up."""
         self._calling[node] += 1
         self._start(self._call_back(node))
+
+    async def _look_after(self, node: NodeId) -> None:
+        """A link that nobody uses would cost a beat four times a second from now on."""
+        if await self._call(node):
+            self.membership.found(node)
+            self.links.part(node)
 
     async def _call_back(self, node: NodeId) -> None:
         try:
@@ -75,12 +81,14 @@ class Neighbours:
         finally:
             self._calling -= Counter((node,))
 
-    async def _call(self, node: NodeId) -> None:
+    async def _call(self, node: NodeId) -> bool:
+        """Is there a link with it now?"""
         try:
             async with asyncio.timeout(RECONNECT_S):
                 await self.links.connect(node)
         except (LinkClosed, TimeoutError):
             self._unreached.add(node)
             self.membership.suspect(node)
-        else:
-            self._unreached.discard(node)
+            return False
+        self._unreached.discard(node)
+        return True
