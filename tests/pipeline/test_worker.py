@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from shoal.engine.batcher import Batcher
+from shoal.engine.pace import SpeedMeter
 from shoal.engine.prefix import page_digests
 from shoal.engine.request import Sampling
 from shoal.engine.rows import Row
 from shoal.engine.stage import StepResult
 from shoal.errors import BadMessage
+from shoal.hardware import Speed
 from shoal.pipeline import StageWorker
 from shoal.pipeline.messages import (
     Close,
@@ -80,6 +83,18 @@ def first(session: SessionId, known: int, born: int) -> Open:
 
 def first_token(node: HostileNode, gateway: NodeId) -> int:
     return node.links.to(gateway, Tokens)[0].entries[0].sampled.token
+
+
+async def test_a_worker_keeps_the_batcher_that_it_is_given_though_it_is_still_empty() -> None:
+    async with hostile_node() as node:
+        known, speed = worker_of(node, WHOLE), Speed(step_s=1.0)
+        given = Batcher(meter=SpeedMeter(8, speed))
+        worker = StageWorker(
+            known.key, known.sessions, known._stage, thread=known._thread, links=known._links,
+            emit=known._emit, clock=known._clock, batcher=given,
+        )  # fmt: skip
+        assert len(given) == 0
+        assert worker.speed == speed
 
 
 async def test_an_engine_error_of_any_kind_ends_only_the_session_whose_row_it_is(

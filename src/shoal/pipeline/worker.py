@@ -78,7 +78,9 @@ class StageWorker:
         self.key, self.sessions = key, sessions
         self._stage, self._thread, self._links = stage, thread, links
         self._emit, self._clock = emit, clock
-        self._batcher = batcher or Batcher(meter=SpeedMeter(len(key.layers)))
+        if batcher is None:  # an empty one is false
+            batcher = Batcher(meter=SpeedMeter(len(key.layers)))
+        self._batcher = batcher
         self._drafter: Drafter | None = None
         self._forgotten: list[SessionId] = []  # by us, not yet by the drafter
         self._ended: list[SessionId] = []  # here, not yet in the engine
