@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from shoal.bus import Announcement
 from shoal.identity import Identity
 from shoal.models.checkpoint import BUILTIN_FOLDER, open_checkpoint
-from shoal.node.choosing import choose, compute_as, fits_into, shape_of
+from shoal.node.choosing import candidate, choose, compute_as, fits_into, pool_of, shape_of
 from shoal.pipeline import ServingConfig
-from shoal.units import Slice
+from shoal.units import ModelId, Slice
 from tests.bus.nodes import AMBER, BIRCH, CORAL, STAGE, announcement
 from tests.needs import needs
 
@@ -113,3 +114,18 @@ def test_a_model_fits_into_a_share_of_memory_or_it_does_not() -> None:
     assert not fits_into(TINY, None, config, "50%", 20_000_000)
     assert fits_into(TINY, Slice(2, 3), config, "50%", 20_000_000)
     assert not fits_into(TINY, None, config, "8GB", 10**9)
+
+
+def test_while_we_drain_to_change_over_we_still_count_as_who_holds_the_other_model() -> None:
+    """Else the decision to change over would not come out again, and we would never go."""
+    stage = replace(STAGE, model=ModelId("f" * 16), state="draining")
+    able: dict[str, Any] = {
+        "offered_bytes": PLENTY,
+        "can_serve": (TINY.model_id,),
+        "stages": (stage,),
+    }
+    me, other = announcement(AMBER, **able), announcement(BIRCH, **able)
+    pool = pool_of(me, [other], [candidate(TINY, CONFIG)])
+    (member,) = pool.members[TINY.model_id]  # others that drain are on their way elsewhere
+    assert member.node == AMBER.node
+    assert member.elsewhere == stage.model

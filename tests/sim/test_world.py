@@ -10,19 +10,20 @@ from dataclasses import replace
 
 import pytest
 
+from shoal.events import RequestDone, StageChanged
 from shoal.hardware import Speed
 from shoal.sim.loop import run
 from shoal.sim.machine import Machine
 from shoal.sim.model import SimModel
 from shoal.sim.world import World
-from shoal.units import Slice
+from shoal.units import SessionId, Slice
 
 TOY = SimModel("toy", (1_000_000,) * 12, kv_bytes=100, activation_bytes=4096)
 SPEED = Speed(step_s=0.001, layer_s=0.002, token_s=0.0001)
 SMALL = Machine(
     memory_bytes=6_000_000, speed=lambda model, layers: SPEED, models=(TOY,), load_bytes_per_s=1e7
 )
-PROMPT = tuple(range(40))
+PROMPT, SESSION = tuple(range(40)), SessionId("s")
 TWICE = (Slice(0, 4), Slice(4, 8), Slice(8, 12))  # by six nodes
 
 
@@ -111,6 +112,38 @@ def test_where_nobody_can_move_the_client_is_told_soon() -> None:
         assert world.now - killed_at < 3
 
     within(scenario, pinned=TWICE)
+
+
+def test_nodes_change_over_to_the_model_that_is_asked_for_and_leave_the_other_whole() -> None:
+    short = replace(TOY, layer_bytes=TOY.layer_bytes[:4])
+    models = {"toy": short, "other": replace(short, name="other")}
+    slow = Speed(step_s=0.001, layer_s=0.05, token_s=0.02)
+    machine = replace(SMALL, models=tuple(models.values()), speed=lambda model, layers: slow)
+
+    def holders(world: World, name: str) -> int:
+        held = [node.held() for node in world.nodes.values()]
+        return sum(one is not None and one.model == models[name].model_id for one in held)
+
+    async def main() -> None:
+        async with World(list(models.values()), seed=1) as world:
+            for _ in range(6):
+                await world.join(machine)
+            await world.until(lambda: world.is_served("toy") and world.is_served("other"))
+            await world.sleep(60)
+            wanted, spared = sorted(models, key=lambda name: holders(world, name))
+            before = holders(world, wanted)
+            for _ in range(90):  # clients ask for far more of it than there is
+                world.nodes["node-1"].emit(RequestDone(SESSION, wanted, "length", 1000, 1.0))
+                await world.sleep(1)
+                assert world.is_served(spared)
+            assert holders(world, wanted) > before
+            moved = [what for _, _, what in world.log if isinstance(what, StageChanged)]
+            assert sum(what.state == "draining" for what in moved) < 20, "nodes flap"
+            for name, model in models.items():
+                asked = await world.ask(name, PROMPT, 10, gateway="node-2")
+                assert asked.tokens == model.expected(PROMPT, 10)
+
+    run(main, limit_s=10_000)
 
 
 def test_the_clients_of_a_dead_gateway_are_told() -> None:

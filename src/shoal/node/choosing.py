@@ -170,11 +170,12 @@ def _member(one: Candidate, node: Announcement, me: NodeId) -> Member | None:
     for offer in node.stages:
         if offer.model == one.model and offer.total_layers == one.shape.layers:
             return _holder(one, node, offer, room, me)
-    busy = next((offer for offer in node.stages if offer.state != "draining"), None)
-    able = node.node == me or one.model in node.can_serve
+    ours = node.node == me
+    busy = next((offer for offer in node.stages if ours or offer.state != "draining"), None)
+    able = ours or one.model in node.can_serve
     if not (able and node.offered_bytes) or (busy and (busy.pinned or busy.compute == "served")):
         return None
-    if node.stages and busy is None and node.node != me:  # about to leave, or to move
+    if node.stages and busy is None:  # about to leave, or to move
         return None
     return Member(
         node.node,
