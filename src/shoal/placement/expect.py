@@ -21,6 +21,7 @@ Bandwidth = Callable[[NodeId, NodeId], float]  # bytes a second
 
 LONGEST_S = 1e5  # a stage that says it takes longer takes this long: sums stay exact
 MAX_TABLES = 8  # of distances, for different sets of nodes
+MAX_PAIRS = 1 << 18  # whose distance is remembered
 FULL_BATCH = 32  # sessions whose tokens share a step on a stage that has all it can take
 CROWDED_S = 1e9  # more than all times of a route together: a stage without room is a last resort
 
@@ -58,6 +59,8 @@ class Network:
         """Seconds for any message one way, and seconds more for each token's hidden states."""
         known = self._known.get((a, b))
         if known is None:
+            if len(self._known) >= MAX_PAIRS:
+                self._known.clear()
             known = self._known[a, b] = self._asked(a, b)
         return known
 

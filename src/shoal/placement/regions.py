@@ -18,6 +18,7 @@ from .model import Member, ModelShape
 from .rates import tokens_per_s
 
 NEAR_S = 0.010  # one way, from the middle of a region
+MAX_REGIONS = 128  # the largest; places may be made up, and each region costs time
 SAMPLE = 64  # members whose speeds stand for a region's
 
 
@@ -38,7 +39,8 @@ def _clusters(known: list[Member]) -> list[list[Member]]:
     import numpy as np
 
     points = np.array([one.place.at for one in known])
-    middles: list[Any] = []
+    sizes: list[int] = []
+    middles = np.empty_like(points)
     left = np.ones(len(known), dtype=bool)
     while left.any():
         near = left & (_distances(np, points, points[left.argmax()]) <= NEAR_S)
@@ -46,12 +48,14 @@ def _clusters(known: list[Member]) -> list[list[Member]]:
         middle = points[near].mean(axis=0) if near.any() else points[left.argmax()]
         left[left.argmax()] = False
         left &= ~near
-        if all(np.linalg.norm(middle - other) > NEAR_S for other in middles):
-            middles.append(middle)
-    of = np.argmin([_distances(np, points, middle) for middle in middles], axis=0)
-    groups = [
-        [one for one, at in zip(known, of, strict=True) if at == k] for k in range(len(middles))
-    ]
+        if (_distances(np, middles[: len(sizes)], middle) > NEAR_S).all():
+            middles[len(sizes)] = middle
+            sizes.append(int(near.sum()))
+    largest = sorted(range(len(sizes)), key=lambda k: -sizes[k])[:MAX_REGIONS]
+    of = np.argmin([_distances(np, points, middles[k]) for k in sorted(largest)], axis=0)
+    groups: list[list[Member]] = [[] for _ in largest]
+    for one, at in zip(known, of, strict=True):
+        groups[at].append(one)
     return [group for group in groups if group]
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Flags = NDArray[bool_]
 
 MAX_CASES = 48  # are looked at for the cheapest; then the first that is a route counts
+MAX_CELLS = 1 << 22  # of one look, hops from all first stages: of more of those the best count
+MAX_EFFORT = 1 << 23  # cells of all looks together; then the way with the fewest stages is taken
+WALK_CELLS = 1 << 13  # what each boundary costs beside its cells
 END = 1 << 30  # beyond every model
 
 
@@ -61,8 +64,11 @@ def cheapest_way(layers: int, pieces: Sequence[Piece], costs: Costs) -> Way | No
     """The cheapest way from layer 0 to the end, each node at most once; None if there is none."""
     order = count()  # so that equally cheap cases are never compared further
     cases: list[tuple[float, int, Sequence[Piece], Way]] = []
+    left = MAX_EFFORT
 
     def consider(case: Sequence[Piece], looked: int) -> None:
+        nonlocal left
+        left -= _effort(layers, case, costs)
         way = cheapest_walk(layers, case, costs)
         if way is not None:
             rank = way[0] if looked < MAX_CASES else -float(looked)
@@ -76,9 +82,27 @@ def cheapest_way(layers: int, pieces: Sequence[Piece], costs: Costs) -> Way | No
         twice = _twice(way[1], costs.nodes)
         if twice is None:
             return way
+        if left <= 0:
+            break
         for rest in _excluding(case, costs.nodes, *twice):
             consider(rest, looked)
-    return None
+    return cheapest_walk(layers, few_stages(layers, pieces, costs), costs)
+
+
+def few_stages(layers: int, pieces: Iterable[Piece], costs: Costs) -> list[Piece]:
+    """Pieces that lie end to end, as long as can be, each of another node."""
+    out: list[Piece] = []
+    todo, used, at = list(pieces), set[NodeId](), 0
+    while at < layers:
+        todo = [one for one in todo if one.stop > at and costs.nodes[one.stage] not in used]
+        ready = [one for one in todo if one.start == at or (one.start < at and not one.whole)]
+        if not ready:
+            return []
+        best = max(ready, key=lambda one: (one.stop, -costs.layer[one.stage]))
+        out.append(best._replace(start=at, whole=True))
+        used.add(costs.nodes[best.stage])
+        at = best.stop
+    return out
 
 
 def _twice(parts: Sequence[Part], nodes: Sequence[NodeId]) -> tuple[NodeId, int, int] | None:
@@ -125,8 +149,26 @@ def cheapest_walk(layers: int, pieces: Sequence[Piece], costs: Costs) -> Way | N
     """The cheapest way, which may come to a node twice."""
     import numpy as np
 
+    found = _tabled(layers, pieces)
+    if found is None:
+        return None
+    bounds, table = found
+    heads = _best_heads(table, bounds, costs)
+    best, came = _filled(bounds, table, heads, costs)
+    total = _closed(best, table, heads, costs, len(bounds) - 1)
+    head, tail = np.unravel_index(int(np.argmin(total)), total.shape)
+    if not np.isfinite(total[head, tail]):
+        return None
+    parts = _traced(came, bounds, table, int(head), int(tail))
+    return float(total[head, tail]), parts
+
+
+def _tabled(layers: int, pieces: Sequence[Piece]) -> tuple[list[int], _Table] | None:
+    """The boundaries, and the pieces as columns; None where none begins the model."""
+    import numpy as np
+
     usable = [piece for piece in pieces if piece.stop <= layers]
-    if not usable:
+    if not any(piece.start == 0 for piece in usable):
         return None
     bounds = sorted({0, layers, layers - 1, *(p.start for p in usable), *(p.stop for p in usable)})
     places = {layer: place for place, layer in enumerate(bounds)}
@@ -136,16 +178,31 @@ def cheapest_walk(layers: int, pieces: Sequence[Piece], costs: Costs) -> Way | N
         stop=np.array([places[piece.stop] for piece in usable]),
         whole=np.array([piece.whole for piece in usable]),
     )
-    heads = np.flatnonzero(table.start == 0)
-    if not len(heads):
-        return None
-    best, came = _filled(bounds, table, heads, costs)
-    total = _closed(best, table, heads, costs, len(bounds) - 1)
-    head, tail = np.unravel_index(int(np.argmin(total)), total.shape)
-    if not np.isfinite(total[head, tail]):
-        return None
-    parts = _traced(came, bounds, table, int(head), int(tail))
-    return float(total[head, tail]), parts
+    return bounds, table
+
+
+def _best_heads(table: _Table, bounds: Sequence[int], costs: Costs) -> Places:
+    """Who may come first; of very many the cheapest by themselves."""
+    import numpy as np
+
+    heads: Places = np.flatnonzero(table.start == 0)
+    most = max(1, MAX_CELLS // max(1, table.cells(len(bounds))))
+    if costs.back is None or len(heads) <= most:
+        return heads
+    stages = table.stage[heads]
+    runs = np.array(bounds)[table.stop[heads]]
+    price = (costs.first + costs.fixed)[stages] / runs + costs.layer[stages]
+    return np.sort(heads[np.argsort(price, kind="stable")[:most]])
+
+
+def _effort(layers: int, pieces: Sequence[Piece], costs: Costs) -> int:
+    """About how many cells a look takes."""
+    found = _tabled(layers, pieces)
+    if found is None:
+        return 0
+    bounds, table = found
+    rows = len(_best_heads(table, bounds, costs)) if costs.back is not None else 1
+    return rows * table.cells(len(bounds)) + WALK_CELLS * len(bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +217,19 @@ class _Table:
     def runs(self, place: int) -> Flags:
         """Who may run the layers from this boundary to the next."""
         return (self.start <= place) & (place < self.stop)
+
+    def cells(self, places: int) -> int:
+        """Hops between two pieces, at all boundaries together."""
+        import numpy as np
+
+        def at(which: Places) -> Places:
+            return np.bincount(which, minlength=places)
+
+        split = ~self.whole
+        inside = np.cumsum(at(self.start[split]) - at(self.stop[split]))
+        enter = inside + at(self.start[self.whole])
+        leave = inside - at(self.start[split]) + at(self.stop[split]) + at(self.stop[self.whole])
+        return int((enter * leave)[1:-1].sum())
 
     def may_enter(self, place: int) -> Places:
         entered: Flags = self.runs(place) & (~self.whole | (self.start == place))
