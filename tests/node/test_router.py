@@ -61,6 +61,14 @@ def test_another_checkpoint_under_our_models_name_is_never_used() -> None:
         found.plan(Wish("shoal-tiny", 1))
 
 
+@pytest.mark.parametrize("name", ["shoal-tiny", "a_folder"])
+def test_a_model_is_one_whatever_its_nodes_call_it(name: str) -> None:
+    """One gave the hub's id to --model, the other a folder with the same files."""
+    folder = offer("4:8", model_name="a_folder")
+    plan = router((AMBER.node, offer("0:4")), (BIRCH.node, folder)).plan(Wish(name, 100))
+    assert [stop.node for stop in plan.stops] == [AMBER.node, BIRCH.node]
+
+
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../secrets", "~/models", "a/b/c", "no/such-model"]
 )

@@ -138,8 +138,12 @@ class MeshReport(msgspec.Struct, frozen=True):
     models: list[MeshModel] = []
 
     def model(self, name: str) -> MeshModel | None:
-        """The model of that name or id; ids may be cut short when they stay unique."""
+        """The model of that name or id; ids may be cut short when they stay unique. Nodes that
+        were given a folder may call it by another name than the others.
+        """
         exact = [m for m in self.models if name in (m.name, m.model)]
+        called = {s.model for n in self.nodes for s in n.stages if s.model_name == name}
+        exact = exact or [m for m in self.models if m.model in called]
         close = exact or [m for m in self.models if m.model.startswith(name)]
         return close[0] if len(close) == 1 or exact else None
 

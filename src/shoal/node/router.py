@@ -141,16 +141,18 @@ class Router:
         return Session(first.model, trip, names, self._suspects() - trip.avoid)
 
     def _of(self, name: str) -> list[tuple[NodeId, StageOffer]]:
-        """The offers of one model. Two checkpoints may share a name: the gateway's tokenizer
-        decides which is meant, and without one the number of nodes.
+        """The offers of one model, under whatever name: a folder's files may be a hub's. Two
+        checkpoints may share a name: the gateway's tokenizer decides which is meant, and without
+        one the number of nodes.
         """
-        by_node = {node: offer for node, offer in self._offers() if offer.model_name == name}
-        offers = list(by_node.items())  # one slice of a model a node: more would be a lie
+        offers = list(self._offers())
         if checkpoint := self._catalogue.get(name):
             wanted = checkpoint.model_id, checkpoint.layers
-        elif offers:
-            kinds = Counter((offer.model, offer.total_layers) for _, offer in offers)
-            wanted = kinds.most_common(1)[0][0]
         else:
-            return []
-        return [(n, offer) for n, offer in offers if (offer.model, offer.total_layers) == wanted]
+            named = {node: offer for node, offer in offers if offer.model_name == name}
+            kinds = Counter((offer.model, offer.total_layers) for offer in named.values())
+            if not kinds:
+                return []
+            wanted = kinds.most_common(1)[0][0]
+        by_node = {n: offer for n, offer in offers if (offer.model, offer.total_layers) == wanted}
+        return list(by_node.items())  # one slice of a model a node: more would be a lie
