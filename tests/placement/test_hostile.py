@@ -1,4 +1,4 @@
-"""Strangers announce whatever they like: no figure of theirs may make placing or routing endless."""
+"""Strangers announce whatever they like: nothing of it may make placing or routing endless."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from time import process_time
 import pytest
 
 from shoal.bus.coordinates import Coordinates
-from shoal.hardware import Speed
 from shoal.placement import Held, Member, Network, Pool, Trip, Wanted, Work, cheapest_route, decide
 from shoal.placement.expect import MAX_PAIRS
 from shoal.placement.regions import MAX_REGIONS, regions
 from shoal.placement.routes import MAX_STAGES
-from shoal.units import ModelId, NodeId, Slice
+from shoal.units import ModelId, NodeId
 
 from .pools import even, roomy, stage
 
