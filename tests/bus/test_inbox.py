@@ -95,6 +95,17 @@ def test_notes_that_were_dated_ahead_do_not_hide_those_after_a_correction() -> N
     assert ear.gone == [BIRCH.node]
 
 
+def test_what_came_too_early_or_too_late_by_a_wrong_clock_is_heard_after_its_correction() -> None:
+    judge, ear = inbox(now=lambda: NOW - 200)
+    others = [Identity.from_secret(bytes([number]) * 32) for number in range(4)]
+    for other in others:
+        judge.announcement(note(announcement(other).encode().decode(), who=other))
+    assert [each.node for each in ear.announced] == [
+        other.node for other in (others[2], *others[:2], others[3])
+    ]
+    assert judge.dropped == {"from the future": 2}
+
+
 def test_an_author_that_has_lost_count_is_heard_again_when_all_old_notes_are_too_old() -> None:
     times = [float(NOW)]
     judge, ear = inbox(now=lambda: times[0])

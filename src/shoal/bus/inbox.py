@@ -24,6 +24,7 @@ MAX_AHEAD_S = 60
 
 _MAX_WRAP_CHARS = 1 << 16  # as large as relays take events
 _MAX_REMEMBERED = 4096
+_MAX_UNTIMELY = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Inbox:
         self._authors: Buckets[NodeId] = Buckets(per_s=1, burst=30)
         self._senders: Buckets[NodeId] = Buckets(per_s=20, burst=100)
         self._newest: Bounded[NodeId, tuple[int, float]] = Bounded(_MAX_REMEMBERED)  # number, when
+        self._untimely: Bounded[NodeId, Note] = Bounded(_MAX_UNTIMELY)  # proved, but for its time
+        self._era = self.stamps.era
         self._opened: Bounded[str, None] = Bounded(_MAX_REMEMBERED)
 
     def announcement(self, note: Note) -> None:
@@ -99,6 +102,15 @@ class Inbox:
             self.drop(error.code)
         if tell is not None:
             tell()  # not above: an error of the listener is not the peer's
+        if self._era != self.stamps.era:
+            self._judge_again()
+
+    def _judge_again(self) -> None:
+        """It was our clock that was wrong, and relays do not tell twice what they have told."""
+        self._era, notes = self.stamps.era, list(self._untimely.values())
+        self._untimely.clear()
+        for note in notes:
+            self.announcement(note)
 
     def _hear_announcement(self, note: Note) -> Callable[[], None] | None:
         """Times are looked at last: what is new and proved tells whether our own clock is right."""
@@ -110,8 +122,10 @@ class Inbox:
             raise _Dropped("card of another node")
         self._check_newer(note.author, announcement.sequence - 1)
         self.stamps.heard(note.author, announcement.sequence, note.created_at)
+        self._untimely[note.author] = note
         self._check_times(note)
         self._check_time(announcement.sent_at)
+        del self._untimely[note.author]
         self._newest[note.author] = announcement.sequence, self._clock()
         return lambda: self.listener.on_announcement(announcement)
 
