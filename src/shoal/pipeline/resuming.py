@@ -48,7 +48,8 @@ class ResumingSessions(SessionTable):
         this = self._sessions.get(message.session)
         if this is None or this.closed or this.gateway != sender:
             return [self._gone(message, sender, "the session is not here (any more)")]
-        if this.state in ("connecting", "waiting") or message.renamed in self._sessions:
+        taken = message.renamed in self._sessions or message.renamed in self._former
+        if this.state in ("connecting", "waiting") or taken:
             return [self._gone(message, sender, "the session cannot go on here"), *self._end(this)]
         mended = self._mended(this.open, message)
         self._opening.check(mended, ids)

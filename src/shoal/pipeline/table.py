@@ -102,7 +102,7 @@ class SessionTable:
         """A gateway wants a session here. Raises BadMessage where no honest gateway could have sent
         this.
         """
-        known = self._sessions.get(message.session)
+        known = self._sessions.get(message.session) or self._former.get(message.session)
         if known is not None and known.gateway == gateway:
             raise BadMessage(f"session {message.session} is already open")
         if known is not None:  # a member of the ring was quicker: not this gateway's fault
