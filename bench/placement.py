@@ -32,7 +32,8 @@ from shoal.placement import (
     covered,
     decide,
 )
-from shoal.placement.arrange import Laid, forget, throughput
+from shoal.placement.arrange import Laid, throughput
+from shoal.placement.decide import forget
 from shoal.placement.rates import tokens_per_s
 from shoal.units import ModelId, NodeId, Slice
 

@@ -11,15 +11,17 @@ step is always one to a place where the node then stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 from ..units import NodeId, Slice
 from .arrange import FEW, Field, arrange
+from .arrange import forget as arrange_forget
 from .balance import item_of, laid_of, much_better, next_step
 from .choose import choose_slice
 from .coverage import covered
 from .demand import chosen_model
-from .model import Decision, Member, Pool, Wanted
+from .model import Decision, Member, ModelShape, Pool, Wanted
 from .plan import plan
 from .regions import regions, territories
 
@@ -42,7 +44,7 @@ def decide(me: NodeId, pool: Pool) -> Decision:
     if wanted.whole:
         layers, why, turns = _whole(wanted, me, here)
     else:
-        layers, why, turns = _View(wanted, me, here).mine()
+        layers, why, turns = _view(wanted.shape, tuple(here)).choice_of(me)
     wait_s = 0.0 if layers in (None, mine.layers) else turns * STAGGER_S
     return Decision(wanted.model, layers, wait_s, why or reason)
 
@@ -60,40 +62,54 @@ def turn(me: NodeId, others: Sequence[NodeId], about: object) -> int:
 Choice = tuple[Slice | None, str, float]  # what, why, how many turns to wait
 
 
-class _View:
-    """One model in one compute class, as `me` sees it."""
+Held = dict[NodeId, Slice]
 
-    def __init__(self, wanted: Wanted, me: NodeId, members: Sequence[Member]) -> None:
-        self.shape, self.me, self.members = wanted.shape, me, members
+
+class _View:
+    """One model in one compute class. All of it is the same to whoever looks, and found once."""
+
+    def __init__(self, shape: ModelShape, members: tuple[Member, ...]) -> None:
+        self.shape, self.members = shape, members
         self.today = {one.node: one.layers for one in members if one.layers}
         self.regions = regions(members)
         self.grounds = territories(self.shape, self.regions)
+        self._aims: dict[tuple[int, ...], tuple[Held, str]] = {}  # by the buckets of who looks
+        self._steps: dict[int | None, tuple[NodeId, Slice] | None] = {}  # by group
 
-    def mine(self) -> Choice:
-        held = self.today | self._free()
+    def choice_of(self, me: NodeId) -> Choice:
+        held, why = self._aim(me)
+        before, after = self.today.get(me), held.get(me)
+        if before is None:
+            free = [one.node for one in self.members if one.layers is None]
+            return after, why, turn(me, free, len(self.today)) if self.today else 0
+        if before != after:
+            moving = [node for node, part in held.items() if self.today.get(node, part) != part]
+            return after, why, 1 + turn(me, moving, len(self.today))
+        return self._balanced(me)
+
+    def _aim(self, me: NodeId) -> tuple[Held, str]:
+        """What everybody should hold, and why: the same to all, but for many who are free."""
+        buckets = tuple(turn_of(me, count) for count in self._buckets())
+        if buckets not in self._aims:
+            self._aims[buckets] = self._found(buckets)
+        return self._aims[buckets]
+
+    def _found(self, buckets: tuple[int, ...]) -> tuple[Held, str]:
+        held = self.today | self._free(buckets)
         why = "the weakest layers"
         if not covered(self.shape.layers, held.values()):
             held = self._planned(self.members, held)
             why = "a hole" if covered(self.shape.layers, held.values()) else "what there is"
         if not covered(self.shape.layers, self.today.values()):
-            held = self._anew(held)
-        else:
-            held = self._made_whole(held)
-        before, after = self.today.get(self.me), held.get(self.me)
-        if before is None:
-            free = [one.node for one in self.members if one.layers is None]
-            return after, why, turn(self.me, free, len(self.today)) if self.today else 0
-        if before != after:
-            moving = [node for node, part in held.items() if self.today.get(node, part) != part]
-            return after, why, 1 + turn(self.me, moving, len(self.today))
-        return self._balanced()
+            return self._anew(held), why
+        return self._made_whole(held), why
 
-    def _free(self) -> dict[NodeId, Slice]:
+    def _free(self, buckets: tuple[int, ...]) -> Held:
         """Where the free nodes stand, each in its own region."""
-        found: dict[NodeId, Slice] = {}
+        found: Held = {}
         quick = sum(one.layers is None for one in self.members) > FEW
-        for region, ground in zip(self.regions, self.grounds, strict=True):
-            free = self._bucket([one for one in region if one.layers is None])
+        for region, ground, bucket in zip(self.regions, self.grounds, buckets, strict=True):
+            free = _bucket([one for one in region if one.layers is None], bucket)
             if free:
                 items = [item_of(self.shape, one) for one in free]
                 fixed = laid_of(self.shape, region)
@@ -101,18 +117,12 @@ class _View:
                 found |= {node: one.layers for node, one in laid.items()}
         return found
 
-    def _bucket(self, free: list[Member]) -> list[Member]:
-        """Of very many free nodes those who think of each other."""
-        if len(free) <= BUCKET:
-            return free
-        buckets = -(-len(free) // BUCKET)
-        kept: dict[int, list[Member]] = {}
-        for one in free:
-            kept.setdefault(turn_of(one.node, buckets), []).append(one)
-        mine = turn_of(self.me, buckets)
-        return kept.get(mine) or next(iter(kept.values()))
+    def _buckets(self) -> list[int]:
+        """How many in each region: one, unless very many are free."""
+        counts = (sum(one.layers is None for one in region) for region in self.regions)
+        return [max(1, -(-count // BUCKET)) for count in counts]
 
-    def _planned(self, members: Sequence[Member], held: dict[NodeId, Slice]) -> dict[NodeId, Slice]:
+    def _planned(self, members: Sequence[Member], held: Held) -> Held:
         """With the fewest bytes moved; who is free takes as much around its part as is good."""
         found = plan(self.shape, members, hints=held)
         if found is None:
@@ -127,13 +137,13 @@ class _View:
                 found[node] = laid.layers if laid else found[node]
         return held | found
 
-    def _anew(self, held: dict[NodeId, Slice]) -> dict[NodeId, Slice]:
+    def _anew(self, held: Held) -> Held:
         """While nothing can be served a better layout costs no service: all step over to it."""
         pairs = list(zip(self.regions, self.grounds, strict=True))
         fresh = much_better(self.shape, self.members, pairs, held)
         return held if fresh is None else held | fresh
 
-    def _made_whole(self, held: dict[NodeId, Slice]) -> dict[NodeId, Slice]:
+    def _made_whole(self, held: Held) -> Held:
         """A region that has room for all layers holds all of them."""
         for region, ground in zip(self.regions, self.grounds, strict=True):
             if len(self.regions) == 1 or len(ground) < self.shape.layers:
@@ -146,9 +156,7 @@ class _View:
                 held = self._without_gaps(found, held)
         return held
 
-    def _without_gaps(
-        self, found: dict[NodeId, Slice], held: dict[NodeId, Slice]
-    ) -> dict[NodeId, Slice]:
+    def _without_gaps(self, found: Held, held: Held) -> Held:
         """Movers who would leave a layer that nobody else serves now stay for the time being."""
         serving = {
             one.node: one.layers for one in self.members if one.layers and one.state == "serving"
@@ -165,28 +173,61 @@ class _View:
                     serving = rest
         return kept
 
-    def _balanced(self) -> Choice:
+    def _balanced(self, me: NodeId) -> Choice:
         """Step over to a much better layout, when it is our turn and all is calm."""
-        stays = self.today[self.me]
-        group, grounds = self._group()
-        if any(one.layers is None or one.state == "joining" for one in group):
-            return stays, "", 0
-        step = next_step(self.shape, group, grounds)
-        if step is None or step[0] != self.me:
+        stays, place = self.today[me], self._place_of(me)
+        if place not in self._steps:
+            self._steps[place] = self._step(place)
+        step = self._steps[place]
+        if step is None or step[0] != me:
             return stays, "", 0
         return step[1], "a much better layout", CALM_S / STAGGER_S
 
-    def _group(self) -> tuple[list[Member], list[tuple[list[Member], Slice]]]:
-        """The members with whom we make rings: of our region when it holds the whole model, else
-        of all regions that do not.
+    def _step(self, place: int | None) -> tuple[NodeId, Slice] | None:
+        """The next one of that group, while nobody joins it."""
+        group = self._group(place)
+        members = [one for region, _ in group for one in region]
+        if any(one.layers is None or one.state == "joining" for one in members):
+            return None
+        return next_step(self.shape, members, group)
+
+    def _place_of(self, me: NodeId) -> int | None:
+        """With whom we make rings: with our region when it holds the whole model, else (None) with
+        all regions that do not.
         """
-        pairs = list(zip(self.regions, self.grounds, strict=True))
         whole = Slice(0, self.shape.layers)
-        for region, ground in pairs:
-            if ground == whole and any(one.node == self.me for one in region):
-                return region, [(region, ground)]
-        parts = [(region, ground) for region, ground in pairs if ground != whole]
-        return [one for region, _ in parts for one in region], parts
+        for place, (region, ground) in enumerate(zip(self.regions, self.grounds, strict=True)):
+            if ground == whole and any(one.node == me for one in region):
+                return place
+        return None
+
+    def _group(self, place: int | None) -> list[tuple[list[Member], Slice]]:
+        pairs = list(zip(self.regions, self.grounds, strict=True))
+        if place is not None:
+            return [pairs[place]]
+        whole = Slice(0, self.shape.layers)
+        return [(region, ground) for region, ground in pairs if ground != whole]
+
+
+@lru_cache(maxsize=16)  # while nothing changes, and where many nodes of one process see the same
+def _view(shape: ModelShape, members: tuple[Member, ...]) -> _View:
+    return _View(shape, members)
+
+
+def forget() -> None:
+    """As if nothing had been decided yet: for whoever measures how long it takes."""
+    _view.cache_clear()
+    arrange_forget()
+
+
+def _bucket(free: list[Member], mine: int) -> list[Member]:
+    """Of very many free nodes those who think of each other."""
+    if len(free) <= BUCKET:
+        return free
+    kept: dict[int, list[Member]] = {}
+    for one in free:
+        kept.setdefault(turn_of(one.node, -(-len(free) // BUCKET)), []).append(one)
+    return kept.get(mine) or next(iter(kept.values()))
 
 
 def turn_of(node: NodeId, count: int) -> int:
