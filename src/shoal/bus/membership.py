@@ -23,7 +23,7 @@ from .cells import MAX_DEPTH, CellsConfig, Listening
 from .doubts import Doubts
 from .limits import Bounded
 from .load import moved_much
-from .view import MAX_NODES, MeshView
+from .view import MAX_NODES, MeshView, same_layout
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -134,6 +134,13 @@ class Membership:
         choice of a route. The same object until it changes.
         """
         return self._doubts.doubtful
+
+    def ourselves(self) -> Announcement:
+        """As the others know us, unless we have something else to say: who decides by what all
+        know decides as all.
+        """
+        now = self._describe(self._sequence)
+        return self._said if self._said and same_layout(self._said, now) else now
 
     async def run(self) -> None:
         """Announce, refresh, forget: forever."""

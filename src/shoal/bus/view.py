@@ -120,7 +120,7 @@ class MeshView:
         if old is None or new is None or _substance(old) != _substance(new):
             self.version += 1
             asked = self._asked.moved(old.demand if old else (), new.demand if new else ())
-            self.layout += asked or old is None or new is None or _layout(old) != _layout(new)
+            self.layout += asked or old is None or new is None or not same_layout(old, new)
 
 
 class Asked:
@@ -153,6 +153,11 @@ class Asked:
             return False
         self._counted[model] = now
         return True
+
+
+def same_layout(a: Announcement, b: Announcement) -> bool:
+    """They hold the same, and may hold and are to be asked the same."""
+    return _layout(a) == _layout(b)
 
 
 def _end(seen: Seen) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..bus import Announcement, StageOffer
 from ..config import parse_memory
@@ -165,8 +166,12 @@ def _demand(model: ModelId, announcements: Sequence[Announcement]) -> float:
     return sum(sorted(asked))
 
 
+_capacities = lru_cache(maxsize=4096)(capacities)  # of all nodes, at each decision
+_predict = lru_cache(maxsize=4096)(predict)
+
+
 def _member(one: Candidate, node: Announcement, me: NodeId) -> Member | None:
-    room = capacities(one.shape, node.offered_bytes, one.kv_tokens)
+    room = _capacities(one.shape, node.offered_bytes, one.kv_tokens)
     for offer in node.stages:
         if offer.model == one.model and offer.total_layers == one.shape.layers:
             return _holder(one, node, offer, room, me)
@@ -180,7 +185,7 @@ def _member(one: Candidate, node: Announcement, me: NodeId) -> Member | None:
     return Member(
         node.node,
         room,
-        speed=predict(node.capability, one.shape, one.compute),
+        speed=_predict(node.capability, one.shape, one.compute),
         memory_bytes=node.offered_bytes,
         place=node.place,
         elsewhere=busy.model if busy else None,

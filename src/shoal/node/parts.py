@@ -131,7 +131,7 @@ class Parts:
         """Which slices, for whom; and what is counted on the way."""
         view = self.membership.view
         around = Around(
-            me=lambda: self.describe(0),
+            me=self.membership.ourselves,
             others=view.announcements,
             models=self.router.model_names,
             announce=self.membership.changed,

@@ -317,7 +317,7 @@ class SimNode:
     def pool(self) -> Pool:
         """The mesh as placement sees it from here."""
         return pool_of(
-            self.describe(),
+            self.membership.ourselves(),
             self.membership.view.announcements(),
             [
                 Candidate(each.model_id, each.shape, each.dtype, self.machine.reserve_tokens)
