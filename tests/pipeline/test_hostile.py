@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from shoal.engine.draft import MAX_DRAFT
 from shoal.engine.request import Sampled, Sampling, TokenLogprob
 from shoal.errors import BadMessage, LinkClosed, Overloaded, PeerError, PromptTooLong, StageLost
-from shoal.pipeline import Plan, Request, Stop
+from shoal.pipeline import Plan, Request, Stop, Wish
 from shoal.pipeline.messages import (
     CHANNEL,
     Close,
     Go,
     Leaving,
+    Load,
     Lost,
     Open,
     Opened,
@@ -611,3 +612,31 @@ async def test_rows_before_go_are_bounded() -> None:
             "more rows than it has tokens"
         ]
         assert pages_used(node) == 0
+
+
+async def test_who_leaves_and_leaves_gets_one_look_for_another_route() -> None:
+    async with hostile_node() as node:
+        stream = run_to_tokens(node)
+        looked, plan = [], node.pipeline.gateway._planner
+
+        def counted(wish: Wish) -> Plan:
+            looked.append(wish)
+            return plan(wish)
+
+        node.pipeline.gateway._planner = counted
+        for _ in range(100):
+            node.receive(MALLORY, Leaving(stream.live))
+            node.receive(BOB, Leaving(stream.live))
+        assert len(looked) == 4  # for each of them around what is kept, and anew
+        await stream.aclose()
+
+
+async def test_a_stranger_says_nothing_about_load() -> None:
+    async with hostile_node() as node:
+        stream = run_to_tokens(node)
+        heard: list[NodeId] = []
+        node.pipeline.gateway._on_load = lambda who, model, load: heard.append(who)
+        for who in (ALICE, MALLORY):
+            node.receive(who, Opened(stream.live, load=Load(1, 2, 3)))
+        assert heard == [MALLORY]
+        await stream.aclose()

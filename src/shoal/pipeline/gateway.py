@@ -66,6 +66,7 @@ class Stream:
         self.error: ShoalError | None = None
         self.first_at: float | None = None  # when the first token came
         self.spoke_at = self.started  # when the newest one did
+        self.leavers: set[NodeId] = set()  # stages that asked this session to go on without them
         self.attempt = 0  # the route that we told of
         self.mending = False  # no token has come since a route broke
 
@@ -98,6 +99,10 @@ class Stream:
 
     async def aclose(self) -> None:
         self._gateway.cancel(self)
+
+
+def _is_of(plan: Plan | None, node: NodeId) -> bool:
+    return plan is not None and any(stop.node == node for stop in plan.stops)
 
 
 class Gateway:
@@ -168,7 +173,7 @@ class Gateway:
         if stream is None:
             self._unwanted(message.session, sender)
             return
-        if message.load is not None and stream.plan is not None:
+        if message.load is not None and stream.plan and _is_of(stream.plan, sender):
             self._on_load(sender, stream.plan.model, message.load)
         self._answered(stream, partial(stream.generation.opened, message, sender))
 
@@ -202,8 +207,13 @@ class Gateway:
             self._do(stream, stream.generation.stage_lost(message, sender))
 
     def leaving(self, message: Leaving, sender: NodeId) -> None:
-        if stream := self._streams.get(message.session):
-            self._do(stream, stream.generation.leaving(message, sender))
+        """A look for a route takes time: each stage can have one in a session."""
+        stream = self._streams.get(message.session)
+        if stream is None or sender in stream.leavers or not _is_of(stream.plan, sender):
+            return
+        if stream.generation.state == "running":
+            stream.leavers.add(sender)
+        self._do(stream, stream.generation.leaving(message, sender))
 
     def node_lost(self, node: NodeId, why: str) -> None:
         self._eras.lost(node)
@@ -308,6 +318,7 @@ class Gateway:
         if stream.live is not None:
             self._streams.pop(stream.live, None)
         stream.live = session
+        stream.leavers.clear()
         if session is not None:
             self._streams[session] = stream
 
