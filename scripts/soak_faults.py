@@ -1,7 +1,7 @@
 """Play stories of random faults until one breaks a promise: python scripts/soak_faults.py --from 0
 
-Each seed is a story (`shoal/sim/faults.py`); the first that fails is printed whole and can be
-played again with --only SEED.
+Each seed is a story (`shoal/sim/faults.py`); the first that fails ends the run, is printed whole
+and can be played again with --only SEED.
 """
 
 from __future__ import annotations
@@ -42,17 +42,21 @@ def main() -> int:
         print(wrong or "all promises were kept")
         return bool(wrong)
     seeds = itertools.islice(itertools.count(options.first), options.count or None)
-    return soak(((seed, options.short) for seed in seeds), options.processes, options.go_on)
+    return soak(seeds, options.short, options.processes, options.go_on)
 
 
-def soak(told: Iterable[tuple[int, bool]], processes: int, go_on: bool) -> int:
+def replay(seed: int, short: bool) -> str:
+    return f"python scripts/soak_faults.py --only {seed}{' --short' if short else ''}"
+
+
+def soak(seeds: Iterable[int], short: bool, processes: int, go_on: bool) -> int:
     started, played, whole, asked, failed = time.monotonic(), 0, 0, 0, []
     with Pool(processes) as pool:
-        for seed, answers, requests, wrong in pool.imap(attempt, told):
+        for seed, answers, requests, wrong in pool.imap(attempt, ((seed, short) for seed in seeds)):
             played, whole, asked = played + 1, whole + answers, asked + requests
             if wrong:
                 failed.append(seed)
-                print(f"\nseed {seed} failed:\n{wrong}", flush=True)
+                print(f"\n{wrong}\nseed {seed} failed; again: {replay(seed, short)}", flush=True)
                 if not go_on:
                     break
             if played % 100 == 0:

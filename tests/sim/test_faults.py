@@ -13,8 +13,9 @@ import pytest
 
 from shoal.sim.faults import LONG, SHORT, WEIGHTS, Act, Broken, Story, make_story, play
 
-SEEDS = int(os.environ.get("SHOAL_FAULT_SEEDS", "24"))
-BATCH = 6  # seeds of one test, so that several processes share them
+SEEDS = int(os.environ.get("SHOAL_FAULT_SEEDS", "200"))
+BATCH = 10  # seeds of one test, so that several processes share them
+LONG_SEEDS = range(3)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
@@ -24,6 +25,23 @@ def test_whatever_happens_nothing_is_lost_and_the_mesh_recovers(first: int) -> N
         outcome = play(make_story(seed, SHORT))
         whole, asked = whole + outcome.whole, asked + outcome.asked
     assert whole > 0.6 * asked, "nearly all could have been answered"
+
+
+@pytest.mark.parametrize("seed", LONG_SEEDS)
+def test_nor_in_larger_meshes_with_more_faults(seed: int) -> None:
+    outcome = play(make_story(seed, LONG))
+    assert outcome.whole > 0.6 * outcome.asked
+
+
+def test_what_a_liar_left_in_the_pages_of_others_is_not_met_when_it_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second answer fills its own pages again, the third would find those of both."""
+    monkeypatch.setattr("shoal.sim.liars.OFTEN", 1.0)
+    asked = (Act(at_s, "ask", ("n2",), number=20) for at_s in (22.0, 32.0, 35.0))
+    lie = Act(21.0, "lie", ("n1",), 4.0, lie="wrong")
+    outcome = play(Story(1, 6, (3, 3), (0.0, 0.0), 1, 0.0, (lie, *asked)))
+    assert outcome.whole == outcome.asked == 5
 
 
 def test_a_story_plays_the_same_in_another_process() -> None:
