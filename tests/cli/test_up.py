@@ -213,7 +213,7 @@ def test_a_board_says_what_a_leaving_node_waits_for(capsys: pytest.CaptureFixtur
     board.hurry()
     assert node.hurry.is_set()
     assert capsys.readouterr().err.splitlines() == [
-        "  leaving  the mesh is told; again, and it is at once",
+        "  leaving  the mesh is told; Ctrl-C once more leaves at once",
         "  leaving  handing over 3 conversations, 1 answer of its own clients may end first ...",
         "  leaving  2 answers of its own clients may end first ...",
         "  leaving  at once: what still runs here breaks off",

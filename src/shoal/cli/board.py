@@ -55,7 +55,7 @@ class Board:
     def leave(self) -> None:
         """From here on, what ends does so because it should."""
         self._leaving = True
-        note("  leaving  the mesh is told; again, and it is at once")
+        note("  leaving  the mesh is told; Ctrl-C once more leaves at once")
 
     def hurry(self) -> None:
         """The second signal."""

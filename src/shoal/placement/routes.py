@@ -211,7 +211,7 @@ def no_route(layers: int, usable: Sequence[Held], model: str) -> NoRoute:
     gaps = missing(layers, serving)
     if gaps and not missing(layers, serving + coming):
         return NoRoute(
-            f"no route for {model}: {named(gaps)} still loading", hint="try again in a moment"
+            f"no route for {model}: {named(gaps)} still loading", hint="again in a moment"
         )
     if gaps:
         gaps = missing(layers, serving + coming)

@@ -67,7 +67,7 @@ class TlsWire(asyncio.Protocol):
     # What the link calls.
 
     def write(self, data: Bytes) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():  # asyncio would log it
             self._transport.write(data)
 
     def pause_reading(self) -> None:
