@@ -25,7 +25,7 @@ from shoal.units import Slice
 DATA = Path(__file__).parent / "data" / "helix"
 LAYER_BYTES = {"llama-30b": 1_070_000_000, "llama-70b": 1_711_000_000}  # 16-bit, by the shapes
 KV_BYTES = {"llama-30b": 26_624, "llama-70b": 4_096}  # of a token in a layer, 16-bit
-KV_TOKENS = {"llama-30b": 23_000, "llama-70b": 250_000}  # a node's room at its most layers, nearly
+KV_TOKENS = {"llama-30b": 40_000, "llama-70b": 280_000}  # that a node keeps room for
 TFLOPS = {"A100": 312, "V100": 125, "L4": 121, "L4x2": 242, "T4": 65, "T4x2": 130, "T4x4": 260}
 CONTEXT = 1000  # tokens that a decode token attended to when it was measured
 MAX_BATCH = 64  # rows of a step
@@ -189,6 +189,8 @@ class Cluster:
     name: str
     machines: Mapping[str, Sequence[str]]
     wide: bool = False  # regions are far apart, and from the client
+    spread_s: float = 0.010  # by how much delays between two regions differ
+    crowded: bool = False  # no room for more KV caches than beside the most layers
 
     @property
     def nodes(self) -> list[tuple[str, str, str]]:
@@ -202,7 +204,7 @@ class Cluster:
             return LinkPath(delay_s=0.001, bytes_per_s=1e9)
         if a == b:
             return LinkPath(delay_s=0.001, bytes_per_s=1.25e9 * chance.uniform(0.9, 1.1))
-        delay_s = 0.050 + chance.uniform(-0.010, 0.010)
+        delay_s = 0.050 + chance.uniform(-self.spread_s, self.spread_s)
         return LinkPath(delay_s=delay_s, bytes_per_s=12.5e6 + chance.uniform(-2.5e6, 2.5e6))
 
 
@@ -224,5 +226,5 @@ MIXED = Cluster(
         + ["T4x4"] * 4
     },
 )
-TWO = Cluster("two", {"a": ["L4"] * 12, "b": ["L4"] * 12}, wide=True)
+TWO = Cluster("two", {"a": ["L4"] * 12, "b": ["L4"] * 12}, wide=True, spread_s=0.001, crowded=True)
 CLUSTERS = {each.name: each for each in (SINGLE, GEO, MIXED, TWO)}

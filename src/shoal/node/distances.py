@@ -19,6 +19,9 @@ from ..units import NodeId
 UNKNOWN_S = 0.05  # one way, between nodes of which nothing is known
 NEARBY_S = 0.0005  # in one local network, or on one machine
 
+MOST_WAYS = 32  # that are remembered
+AGAIN = 4  # of them count once more with each that is measured
+
 Latency = Callable[[NodeId, NodeId], float]
 
 
@@ -35,6 +38,7 @@ class Distances:
     ) -> None:
         self._me, self._said, self._rtt, self._chance = me, said, rtt, chance
         self.place = Coordinates()  # to announce
+        self._ways: dict[NodeId, float] = {}  # measured, one way; the newest last
         self.addresses: tuple[str, ...] = ()  # our own, as announced
 
     def latency(self, a: NodeId, b: NodeId) -> float:
@@ -50,10 +54,20 @@ class Distances:
         return NEARBY_S if near else UNKNOWN_S
 
     def learn(self, peer: NodeId, rtt: float) -> None:
-        """The way to that node was measured once more: our own place moves a little."""
-        said = self._said(peer)
-        if said is not None:
-            self.place = self.place.moved(said.place, rtt / 2, self._chance)
+        """The way to that node was measured once more: our own place moves a little. A few of the
+        ways that were measured before count again: these nodes may say they are elsewhere by now.
+        """
+        if self._said(peer) is None:
+            return
+        before = self._chance.sample(list(self._ways), min(AGAIN, len(self._ways)))
+        self._ways.pop(peer, None)
+        self._ways[peer] = rtt / 2
+        if len(self._ways) > MOST_WAYS:
+            del self._ways[next(iter(self._ways))]
+        for node in (*before, peer):
+            said = self._said(node)
+            if said is not None and node in self._ways:
+                self.place = self.place.moved(said.place, self._ways[node], self._chance)
 
     def _place_of(self, node: NodeId) -> Coordinates:
         if node == self._me:

@@ -18,6 +18,7 @@ ENOUGH = 8  # measured nodes: with so many a place can be told
 FIRST_S = 2.0  # after joining, when we have heard who is there
 AGAIN_S = 600.0  # a place may change: two more are measured from time to time
 AGAIN = 2
+NEAREST = 8  # measured once the first have told where we are
 DIAL_S = 3.0
 STAY_S = 1.5  # for a few pings
 
@@ -52,6 +53,7 @@ class Surveyor:
         """Forever."""
         await asyncio.sleep(FIRST_S * self._chance.uniform(0.5, 1.5))
         await self.survey(ENOUGH - len(self._measured()))
+        await self.survey(NEAREST)  # by now it is known who is near
         while True:
             await asyncio.sleep(AGAIN_S * self._chance.uniform(0.5, 1.5))
             await self.survey(max(AGAIN, ENOUGH - len(self._measured())))
