@@ -18,6 +18,7 @@ from shoal.node.router import Router
 from shoal.node.routing import Chooser, RoutingConfig
 from shoal.pipeline import Plan, Stop, Wish
 from shoal.pipeline.messages import Load
+from shoal.placement.routes import MAX_STAGES
 from shoal.units import ModelId, NodeId, Slice
 from tests.bus.nodes import STAGE
 
@@ -281,3 +282,9 @@ def test_models_do_not_share_what_is_remembered() -> None:
     loads = Loads(Clock())
     loads.planned([AMBER], ModelId("other"), 100)
     assert loads.held(AMBER, offer("0:8")).sessions == 0
+
+
+def test_who_is_avoided_takes_nobodys_place_among_those_that_are_looked_at() -> None:
+    liars = {NodeId(f"liar{n}"): offer("0:8", speed=Speed()) for n in range(MAX_STAGES)}
+    found = router({**liars, AMBER: offer("0:8")})
+    assert nodes(found.plan(wish(avoid=frozenset(liars)))) == [AMBER]

@@ -11,8 +11,8 @@ from shoal.bus.coordinates import Coordinates
 from shoal.placement import Held, Member, Network, Pool, Trip, Wanted, Work, cheapest_route, decide
 from shoal.placement.expect import MAX_PAIRS
 from shoal.placement.regions import MAX_REGIONS, regions
-from shoal.placement.routes import MAX_STAGES
-from shoal.units import ModelId, NodeId
+from shoal.placement.routes import MAX_STAGES, few_of_each
+from shoal.units import ModelId, NodeId, Slice
 
 from .pools import even, roomy, stage
 
@@ -71,3 +71,18 @@ def test_thousands_who_each_say_they_live_elsewhere_are_few_regions() -> None:
     started = process_time()
     decide(honest[0].node, Pool((Wanted(ModelId("m"), shape),), {ModelId("m"): [*liars, *honest]}))
     assert process_time() - started < 10.0
+
+
+def test_no_crowd_of_other_slices_hides_those_that_a_route_needs() -> None:
+    layers, chance = 40, random.Random(0)
+    parts = [Slice(a, b) for a in range(layers) for b in range(a + 1, layers + 1)]
+    others = [part for part in parts if not part.start <= 7 < part.stop]
+    liars = [
+        stage(NodeId(f"liar{n}"), part.start, part.stop, seconds=0.0, free=1 << 40)
+        for n, part in enumerate(chance.sample(others, MAX_STAGES + 50))
+    ]
+    honest = [stage(NodeId(f"n{start}"), start, start + 10) for start in range(0, layers, 10)]
+    few = few_of_each([*liars, *honest], 100)
+    assert len(few) == MAX_STAGES
+    found = cheapest_route(Trip(layers, NodeId("gateway"), 100), few, Network(lambda a, b: 0.01))
+    assert honest[0].node in [node for node, _ in found.hops]

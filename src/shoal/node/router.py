@@ -122,9 +122,14 @@ class Router:
     def _asked(self, wish: Wish) -> tuple[Session, list[Held]]:
         """The wish in routing's terms, and who may be asked for it."""
         first = self.best_offer(wish.model_name)
-        held = [self._loads.held(node, offer) for node, offer in self._of(wish.model_name)]
+        session = self._session(wish, first)
         keep = frozenset(stop.node for stop in wish.keep)
-        return self._session(wish, first), few_of_each(held, wish.need_tokens, keep=keep)
+        held = [
+            self._loads.held(node, offer)
+            for node, offer in self._of(wish.model_name)
+            if node not in session.trip.avoid or node in keep  # or they would take others' places
+        ]
+        return session, few_of_each(held, wish.need_tokens, keep=keep)
 
     def _session(self, wish: Wish, first: StageOffer) -> Session:
         trip = Trip(

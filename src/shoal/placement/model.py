@@ -154,3 +154,8 @@ class Held:
     def step_seconds(self) -> float:
         """What one token costs here, with those that wait before it."""
         return self.speed.seconds(len(self.layers)) * (1 + self.queue)
+
+    @property
+    def layer_seconds(self) -> float:
+        """The same for each of its layers."""
+        return self.step_seconds / len(self.layers)

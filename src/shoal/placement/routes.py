@@ -189,19 +189,38 @@ def few_of_each(
     most: int = MAX_STAGES,
     keep: frozenset[NodeId] = frozenset(),
 ) -> list[Held]:
-    """At most so many of them, beside those to `keep`: the best of every slice, then the second
-    best, and so on.
+    """At most so many of them, beside those to `keep`: those that together hold every layer (of
+    whole ones, every slice), then those that hold it a second time, and so on; the quickest first.
     """
     if len(held) <= most:
         return list(held)
-    places: defaultdict[tuple[str, Slice], int] = defaultdict(int)
-    ranked: list[tuple[int, Held]] = []
-    for stage in sorted(held, key=lambda one: (one.free_tokens < need_tokens, one.step_seconds)):
-        ranked.append((places[stage.compute, stage.layers], stage))
-        places[stage.compute, stage.layers] += stage.state == "serving"
+    times = _Times(held)
+    best_first = sorted(held, key=lambda one: (one.free_tokens < need_tokens, one.layer_seconds))
+    ranked = [(times.held(stage), stage) for stage in best_first]
     best = [stage for _, stage in sorted(ranked, key=lambda pair: pair[0])[:most]]
     there = {stage.node for stage in best}
     return [*best, *(stage for stage in held if stage.node in keep - there)]
+
+
+class _Times:
+    """How often each layer is held, in each class, by the stages that were counted so far."""
+
+    def __init__(self, held: Iterable[Held]) -> None:
+        import numpy as np
+
+        layers = max(stage.layers.stop for stage in held)
+        self._layers = {stage.compute: np.zeros(layers, dtype=int) for stage in held}
+        self._slices: defaultdict[tuple[str, Slice], int] = defaultdict(int)
+
+    def held(self, stage: Held) -> int:
+        """The least of its layers is held so often, without this stage; count it."""
+        part, key = stage.layers, (stage.compute, stage.layers)
+        counts = self._layers[stage.compute][part.start : part.stop]
+        before = self._slices[key] if stage.whole else int(counts.min())
+        if stage.state == "serving":
+            counts += 1
+            self._slices[key] += 1
+        return before
 
 
 def no_route(layers: int, usable: Sequence[Held], model: str) -> NoRoute:
