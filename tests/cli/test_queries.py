@@ -75,11 +75,23 @@ def test_map_tells_why_there_is_no_route_though_every_layer_is_held(
     why = "no route for shoal-tiny: its layers are held in different compute classes"
     broken = {**fake_node.mesh["models"][0], "ready": False, "verdict": why}
     fake_node.mesh["models"] = [broken]
-    assert f"incomplete · {why}" in shoal("map", "shoal-tiny").stdout
+    assert "incomplete · its layers are held in different" in shoal("map", "shoal-tiny").stdout
 
 
 def test_map_knows_a_model_by_the_start_of_its_id(shoal: Shoal) -> None:
     assert shoal("map", MODEL_ID[:6]).exit_code == 0
+
+
+def test_map_finds_a_model_by_any_name_that_a_node_calls_it(
+    shoal: Shoal, fake_node: FakeNode
+) -> None:
+    fake_node.mesh["nodes"][0]["stages"] = [{**stage("3:8"), "model_name": "a_folder"}]
+    assert shoal("map", "a_folder").stdout == shoal("map", "shoal-tiny").stdout
+
+
+def test_peers_says_what_is_still_being_loaded(shoal: Shoal, fake_node: FakeNode) -> None:
+    fake_node.mesh["nodes"][0]["stages"] = [stage("3:6", "joining")]
+    assert "shoal-tiny 3:6 (joining)" in shoal("peers").stdout
 
 
 def test_map_names_the_layers_that_nobody_holds(shoal: Shoal, fake_node: FakeNode) -> None:

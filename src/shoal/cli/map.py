@@ -40,11 +40,11 @@ def map_layers(
 
 def headline(model: MeshModel) -> str:
     """`8 layers · healthy · weakest layer held by 2; about 14 tokens/s for one, 90 for all`."""
-    if not model.ready:
-        held = f"nobody serves {', '.join(model.missing)}" if model.missing else model.verdict
-        health = f"incomplete · {held or 'nobody serves some layers'}"
-    else:
+    if model.ready:
         health = f"healthy · {model.verdict or f'weakest layer held by {model.weakest}'}"
+    else:
+        why = model.verdict.removeprefix(f"no route for {model.name}: ")
+        health = f"incomplete · {why or 'nobody serves ' + (', '.join(model.missing) or 'it')}"
     return printable(f"{model.name}    {model.total_layers} layers · {health}")
 
 
