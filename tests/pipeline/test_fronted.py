@@ -16,7 +16,7 @@ from shoal.pipeline import fronted
 from shoal.pipeline.fronted import FrontedWorker, next_wait
 from shoal.pipeline.fronted_sessions import FrontedSessions, Slots
 from shoal.pipeline.messages import Lost, Message, Open, Tokens, from_frame, pack_ids
-from shoal.pipeline.worker import StageKey
+from shoal.pipeline.stage_key import StageKey
 from shoal.units import ModelId, NodeId, SessionId, Slice
 
 ME, GATEWAY = NodeId("npub1" + "m" * 58), NodeId("npub1" + "g" * 58)

@@ -90,8 +90,8 @@ async def test_a_worker_keeps_the_batcher_that_it_is_given_though_it_is_still_em
         known, speed = worker_of(node, WHOLE), Speed(step_s=1.0)
         given = Batcher(meter=SpeedMeter(8, speed))
         worker = StageWorker(
-            known.key, known.sessions, known._stage, thread=known._thread, links=known._links,
-            emit=known._emit, clock=known._clock, batcher=given,
+            known.key, known.sessions, known._stage, thread=known._computing._thread,
+            links=known._outbox._links, emit=known._emit, clock=known._clock, batcher=given,
         )  # fmt: skip
         assert len(given) == 0
         assert worker.speed == speed
@@ -254,8 +254,8 @@ async def test_a_session_may_be_closed_while_hidden_states_of_others_are_put_tog
 async def test_an_engine_that_hangs_gives_its_sessions_back_and_takes_none_until_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shoal.pipeline.worker.HUNG_S", 0.2)
-    monkeypatch.setattr("shoal.pipeline.worker.HUNG_TIMES", 0.0)
+    monkeypatch.setattr("shoal.pipeline.computing.HUNG_S", 0.2)
+    monkeypatch.setattr("shoal.pipeline.computing.HUNG_TIMES", 0.0)
     async with hostile_node() as node:
         worker, hanging = worker_of(node, WHOLE), threading.Event()
         compute = worker._stage.step
@@ -284,8 +284,8 @@ async def test_an_engine_that_hangs_gives_its_sessions_back_and_takes_none_until
 async def test_who_waits_for_its_turn_in_the_engine_does_not_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shoal.pipeline.worker.HUNG_S", 0.1)
-    monkeypatch.setattr("shoal.pipeline.worker.HUNG_TIMES", 0.0)
+    monkeypatch.setattr("shoal.pipeline.computing.HUNG_S", 0.1)
+    monkeypatch.setattr("shoal.pipeline.computing.HUNG_TIMES", 0.0)
     async with hostile_node() as node:
         loading = threading.Event()
         task = asyncio.ensure_future(node.thread.run(loading.wait, 5))

@@ -16,7 +16,8 @@ from .messages import Load
 from .plans import ANY_TOKEN, GenerationConfig, Plan, Planner, Request, Stop, Wish
 from .service import Pipeline
 from .serving import Served, Serving
-from .worker import StageKey, StageWorker
+from .stage_key import StageKey
+from .worker import StageWorker
 
 __all__ = [
     "ANY_TOKEN",

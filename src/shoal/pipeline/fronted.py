@@ -20,7 +20,7 @@ from .fronted_sessions import FrontedInstruction, FrontedSessions, Halt, Say, St
 from .messages import Message, Open, Step, TokenEntry, split_open, to_frame
 
 if TYPE_CHECKING:
-    from .worker import StageKey
+    from .stage_key import StageKey
 
 CHECK_S = 5.0  # between two looks at an engine that is well
 SOON_S, LATE_S = 0.5, 30.0  # first and longest wait before the next look at one that is not

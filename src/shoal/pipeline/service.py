@@ -32,7 +32,8 @@ from .messages import (
     to_frame,
 )
 from .plans import GenerationConfig, Planner
-from .worker import StageKey, StageWorker
+from .stage_key import StageKey
+from .worker import StageWorker
 
 Worker = StageWorker | FrontedWorker
 

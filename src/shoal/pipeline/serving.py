@@ -28,7 +28,8 @@ from .fronted_sessions import FrontedSessions, Slots
 from .loading import Compute, Load, Loaded, ServingConfig, compute_class, load, step_tokens
 from .service import Pipeline
 from .stage import StageSessions, StageSessionsConfig
-from .worker import StageKey, StageWorker
+from .stage_key import StageKey
+from .worker import StageWorker
 
 if TYPE_CHECKING:
     from ..engine.stage import Stage
