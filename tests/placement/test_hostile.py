@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from time import process_time
 
 import pytest
 
 from shoal.bus.coordinates import Coordinates
+from shoal.hardware import Speed
 from shoal.placement import Held, Member, Network, Pool, Trip, Wanted, Work, cheapest_route, decide
+from shoal.placement.coverage import coverage
 from shoal.placement.expect import MAX_PAIRS
 from shoal.placement.regions import MAX_REGIONS, regions
 from shoal.placement.routes import MAX_STAGES, few_of_each
@@ -86,3 +89,15 @@ def test_no_crowd_of_other_slices_hides_those_that_a_route_needs() -> None:
     assert len(few) == MAX_STAGES
     found = cheapest_route(Trip(layers, NodeId("gateway"), 100), few, Network(lambda a, b: 0.01))
     assert honest[0].node in [node for node, _ in found.hops]
+
+
+@pytest.mark.parametrize("held", [Slice(0, 16), Slice(4, 8)], ids=str)
+def test_beside_one_that_says_it_takes_no_time_the_others_still_hold_the_model(held: Slice) -> None:
+    honest = [Member(NodeId(f"n{n:02}"), roomy(4), speed=Speed(layer_s=1e-3)) for n in range(16)]
+    liar = Member(NodeId("liar"), roomy(16), held, pinned=True, speed=Speed())
+    model, shape = ModelId("m"), even(16)
+    for n, one in enumerate(honest):
+        pool = Pool((Wanted(model, shape),), {model: [*honest, liar]})
+        honest[n] = replace(one, layers=decide(one.node, pool).layers)
+    parts = [one.layers for one in honest if one.layers]
+    assert max(coverage(16, parts)) <= 6  # before, all stood on the first four layers

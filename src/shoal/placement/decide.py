@@ -23,6 +23,7 @@ from .coverage import covered
 from .demand import chosen_model
 from .model import Decision, Member, ModelShape, Pool, Wanted
 from .plan import plan
+from .rates import believed
 from .regions import regions, territories
 
 STAGGER_S = 0.3  # between those who want the same
@@ -33,6 +34,7 @@ BUCKET = 200  # free nodes that think of each other; of more, each bucket spread
 
 def decide(me: NodeId, pool: Pool) -> Decision:
     """What `me` should hold now. Pure: nodes with the same view decide as one."""
+    pool = Pool(pool.wanted, {model: believed(all_) for model, all_ in pool.members.items()})
     wanted, reason = chosen_model(me, pool)
     if wanted is None:
         return Decision(None, None, reason="no model that we have fits here")

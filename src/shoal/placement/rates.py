@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+
+import msgspec
 
 from ..hardware import Speed
 from .expect import LONGEST_S
@@ -12,6 +16,7 @@ from .model import Member, ModelShape
 BATCH = 32  # sessions that share a step where there is room for their caches
 CONTEXT = 1024  # tokens of a typical session, half of which are there on average
 PROMPT_SHARE = 3  # tokens of prompts that are read for each one that is written
+FASTEST = 64  # times the middle of all: who says it is quicker still is taken for that
 QUICKEST_S = 1e-9  # a step: who says less, or more than LONGEST_S, says nothing
 STEPS_PER_DOUBLING = 8  # speeds are told apart by about a tenth: they are measured, and vary
 
@@ -22,6 +27,26 @@ def tokens_per_s(shape: ModelShape, member: Member, layers: int) -> float:
     Fewer layers take less time and leave more memory for sessions, which then share steps.
     """
     return _tokens_per_s(shape, member.speed, member.memory_bytes, layers)
+
+
+def believed(members: Sequence[Member]) -> list[Member]:
+    """The members, none of them much faster than the rest: beside one that says it does all the
+    work in no time nobody else would count, wherever it is.
+    """
+    if not members:
+        return []
+    speeds = [_typical(one.speed, 1, BATCH) for one in members]
+    order = sorted(range(len(members)), key=speeds.__getitem__)
+    middle = order[(len(order) - 1) // 2]
+    most = members[middle].speed
+    least_s = {name: value / FASTEST for name, value in msgspec.structs.asdict(most).items()} | {
+        "routed": most.routed
+    }
+    fastest = Speed(**least_s)
+    return [
+        replace(one, speed=fastest) if speed > FASTEST * speeds[middle] else one
+        for one, speed in zip(members, speeds, strict=True)
+    ]
 
 
 def rates(shape: ModelShape, member: Member, most: int) -> tuple[float, ...]:
