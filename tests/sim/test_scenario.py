@@ -152,3 +152,27 @@ def test_the_command_prints_a_table_and_writes_figures_and_events(tmp_path: Path
     report = msgspec.json.decode(figures.read_bytes(), type=Report)
     assert report.endings["whole"] > 8
     assert b"RouteTaken" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "to", "why"),
+    [
+        ("--json", "none/out.json", "there is no folder"),
+        ("--log", "none/log.jsonl", "there is no folder"),
+        ("--json", ".", "is a folder"),
+        ("--plot", "out.xyz", "is no picture"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_run(
+    tmp_path: Path, option: str, to: str, why: str
+) -> None:
+    done = CliRunner().invoke(app, ["sim", str(write(tmp_path, SMALL)), option, str(tmp_path / to)])
+    assert isinstance(done.exception, BadConfig) or why in done.output
+    assert "virtual time" not in done.output
+
+
+def test_a_mesh_that_answers_nothing_says_what_to_look_at(tmp_path: Path) -> None:
+    small = SMALL.replace('layer_bytes = "1 MB"', 'layer_bytes = "100 GB"')
+    done = CliRunner().invoke(app, ["sim", str(write(tmp_path, small))])
+    assert done.exit_code == 0
+    assert "have the nodes memory for all layers" in " ".join(done.output.split())

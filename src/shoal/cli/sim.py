@@ -34,8 +34,10 @@ def sim(
     from ..sim.scenario import read_scenario
 
     scenario = read_scenario(file)
+    for path in filter(None, (json_path, plot, log)):
+        _need_folder(path)
     if plot is not None:
-        _need_matplotlib()
+        _need_matplotlib(plot)
     console, began = Console(), time.monotonic()
     words = Console(stderr=True)
     with _EventLog(log) as events:
@@ -48,6 +50,11 @@ def sim(
         )
     console.print(_table(report, scenario.duration_s, time.monotonic() - began))
     _print_course(console, report)
+    if report.endings and not report.endings.get("whole"):
+        words.print(
+            "not one request was answered: have the nodes memory for all layers of the model? "
+            "--log FILE says what each came to hold"
+        )
     if json_path is not None:
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     if plot is not None:
@@ -94,16 +101,21 @@ def _table(report: Report, duration_s: float, took_s: float) -> Table:
     rows = [
         ("virtual time", f"{duration_s:.0f} s, in {took_s:.1f} s"),
         ("nodes at the end", str(report.nodes)),
-        ("answers", f"{report.output_tokens_per_s:.1f} tokens/s"),
+        ("measured", f"{report.measured_s:.0f} s of it, after the warm-up"),
+        ("answers", f"{report.output_tokens_per_s:.1f} tokens/s on average, all clients together"),
         ("prompts", f"{report.prompt_tokens_per_s:.1f} tokens/s"),
         ("first token", _percentiles(report.first_token)),
         ("between tokens", _percentiles(report.between_tokens)),
-        ("requests", ", ".join(f"{count} {how}" for how, count in report.endings.items())),
+        ("requests", ", ".join(f"{n} {how}" for how, n in report.endings.items()) or "none"),
         ("wrong texts", str(report.wrong_texts)),
-        ("routes taken", str(report.routes)),
+        ("routes taken", f"{report.routes}: those that took the place of broken ones included"),
         ("moves", f"{report.moves}; {readable_bytes(report.loaded_bytes)} of weights loaded"),
         ("between nodes", readable_bytes(report.link_bytes)),
-        ("relays", f"{_counts(report.relay_posted)} posted, {_counts(report.relay_delivered)} out"),
+        (
+            "relays",
+            f"{_counts(report.relay_posted)} in, "
+            f"{_counts(report.relay_delivered)} out",
+        ),
         ("seed, digest", f"{report.seed}, {report.digest[:16]}"),
     ]
     for row in rows:
@@ -112,7 +124,11 @@ def _table(report: Report, duration_s: float, took_s: float) -> Table:
 
 
 def _percentiles(of: Percentiles) -> str:
-    return f"p50 {of.p50:.3f} s · p95 {of.p95:.3f} s · p99 {of.p99:.3f} s"
+    if not of.count:
+        return "-"
+    if not of.count:
+        return "none"
+    return f"p50 {of.p50:.3f} s · p95 {of.p95:.3f} s · p99 {of.p99:.3f} s · of {of.count}"
 
 
 def _counts(by_kind: dict[str, int]) -> str:
@@ -134,11 +150,21 @@ def _courses(report: Report) -> dict[str, list[float]]:
     }
 
 
-def _need_matplotlib() -> None:
+def _need_folder(path: Path) -> None:
+    """Before the run, not after it."""
+    if not path.parent.is_dir():
+        raise BadConfig(f"there is no folder {path.parent} for {path.name}", hint="mkdir it")
+    if path.is_dir():
+        raise BadConfig(f"{path} is a folder", hint="name a file")
+
+
+def _need_matplotlib(plot: Path) -> None:
+    if plot.suffix not in (".png", ".svg", ".pdf"):
+        raise BadConfig(f"{plot.name} is no picture that --plot draws", hint="FILE.png or FILE.svg")
     try:
         import matplotlib  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError:
-        raise BadConfig("--plot needs matplotlib", hint="pip install matplotlib") from None
+        raise BadConfig("--plot needs matplotlib", hint='pip install "shoal[sim]"') from None
 
 
 def _draw(report: Report, path: Path) -> None:
