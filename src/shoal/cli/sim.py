@@ -113,8 +113,7 @@ def _table(report: Report, duration_s: float, took_s: float) -> Table:
         ("between nodes", readable_bytes(report.link_bytes)),
         (
             "relays",
-            f"{_counts(report.relay_posted)} in, "
-            f"{_counts(report.relay_delivered)} out",
+            f"{_counts(report.relay_posted)} in, {_counts(report.relay_delivered)} out",
         ),
         ("seed, digest", f"{report.seed}, {report.digest[:16]}"),
     ]
