@@ -25,6 +25,7 @@ from .config import NodeConfig
 from .fronting import BackendConfig, until_it_answers
 from .machine import Machine
 from .placing import Holding, Placer
+from .promises import Promises
 
 FIRST_VIEW_S = 0.5  # what others announce arrives within this after the relays are connected
 
@@ -66,6 +67,7 @@ class Slices:
         self._config, self._machine, self._catalogue = config, machine, catalogue
         self._serving, self._around, self._emit = serving, around, emit
         self._model: Checkpoint | None = None  # the one we serve, or mean to
+        self._promises = Promises(clock)
         self._inexact: set[ModelId] = set()  # models that have no exact form
         self.placer: Placer[View] = Placer(
             self._view, self._decide, self, run_apart=asyncio.to_thread, clock=clock, chance=chance
@@ -153,7 +155,8 @@ class Slices:
         return sorted(found.values(), key=lambda model: model.name)
 
     def _view(self) -> View:
-        return View(self._around.me(), self._around.others(), self._models())
+        others = self._promises.kept(self._around.others())
+        return View(self._around.me(), others, self._models())
 
     def _decide(self, view: View) -> Decision:
         candidates = [self._candidate(model, view.others) for model in view.models]

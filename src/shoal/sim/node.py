@@ -28,6 +28,7 @@ from ..node.leaving import leave
 from ..node.needs import Needs
 from ..node.neighbours import Neighbours
 from ..node.placing import Holding, Placer, PlacerConfig
+from ..node.promises import Promises
 from ..node.router import Router
 from ..node.routing import Chooser, RoutingConfig
 from ..node.survey import Surveyor
@@ -106,6 +107,7 @@ class SimNode:
         self.id = identity.node
         self.chance = chance
         self.skew_s = skew_s  # of its wall clock
+        self.promises = Promises(self.clock)
         self.events = EventHub()
         self.events.listen(emit)
         self.emit = self.events.emit
@@ -318,7 +320,7 @@ class SimNode:
         """The mesh as placement sees it from here."""
         return pool_of(
             self.membership.ourselves(),
-            self.membership.view.announcements(),
+            self.promises.kept(self.membership.view.announcements()),
             [
                 Candidate(each.model_id, each.shape, each.dtype, self.machine.reserve_tokens)
                 for each in self.machine.models
