@@ -328,6 +328,19 @@ async def test_a_next_hop_that_leaves_in_the_middle_costs_only_its_session_a_mom
         assert len(await answer(node)) == 4
 
 
+async def test_rows_that_are_amiss_cost_their_sender_the_session_and_not_what_is_there() -> None:
+    async with hostile_node() as node:
+        node.receive(MALLORY, middle(ONE))
+        node.receive(MALLORY, Step((RowEntry(ONE, 0, 2),)), rows(2))
+        node.receive(MALLORY, Step((RowEntry(ONE, 4, 1),)), rows(1))
+        (lost,) = node.links.to(MALLORY, Lost)
+        assert lost.kept
+        assert lost.node == MALLORY
+        assert pages_used(node) > 0  # its gateway may have others send what is missing
+        node.receive(MALLORY, Close(ONE))
+        await node.until(lambda: pages_used(node) == 0)
+
+
 async def test_a_next_hop_that_does_not_read_holds_up_nobody_else() -> None:
     async with hostile_node() as node:
         node.links.draining[BOB] = asyncio.get_running_loop().create_future()

@@ -46,12 +46,11 @@ class Mending(Opening):
 
     def _holders(self) -> list[Stop]:
         """The stages that have something to go on from, in order."""
-        if self.state != "opening":
-            return self._open
-        if self._caches is None:
+        opening = self.state == "opening"
+        if opening and self._caches is None:
             return []
-        open_now = self._open
-        return [stop for stop in self._plan().stops if stop in open_now or stop.node in self._kept]
+        there = {stop.node for stop in self._open} | (self._kept if opening else frozenset())
+        return [stop for stop in self._plan().stops if stop.node in there]
 
     def _staying(self, plan: Plan) -> list[Stop]:
         old = self.plan
