@@ -52,9 +52,12 @@ class Board:
         for name in self._node.models_not_here():
             note(f"  the mesh serves {name}, whose files are not here: shoal up --model {name}")
 
-    def leave(self) -> None:
-        """From here on, what ends does so because it should."""
+    def end(self) -> None:
+        """From here on, what goes down does so because we take it down."""
         self._leaving = True
+
+    def leave(self) -> None:
+        self.end()
         note("  leaving  the mesh is told; Ctrl-C once more leaves at once")
 
     def hurry(self) -> None:

@@ -180,7 +180,10 @@ async def stay(node: Node, ending: Ending, board: Board) -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tell_when_serving)
-        await node.run_until(ending.asked)
+        try:
+            await node.run_until(ending.asked)
+        finally:
+            board.end()
         board.leave()
         tasks.cancel_scope.cancel()
 
