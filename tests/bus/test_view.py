@@ -164,3 +164,18 @@ def test_cells_are_counted_as_nodes_come_and_go() -> None:
     assert abs(mesh.heard_at(1) - 300) < 60
     mesh.expire(1e9)
     assert [mesh.heard_at(depth) for depth in range(MAX_DEPTH + 1)] == [0] * (MAX_DEPTH + 1)
+
+
+def test_who_comes_and_goes_without_end_leaves_nothing_behind() -> None:
+    mesh = of(announcement(BIRCH, lifetime_s=500.0))
+    for sequence in range(1000):
+        mesh.apply(announcement_of_amber(sequence), 0.0)
+        mesh.remove(AMBER.node)
+    mesh.apply(announcement_of_amber(1000), 0.0)
+    assert len(mesh._ends) < 200
+    assert mesh.expire(130.0) == [AMBER.node]
+    assert mesh.expire(501.0) == [BIRCH.node]
+
+
+def announcement_of_amber(sequence: int) -> Announcement:
+    return replace(ALL[AMBER.node, 1], sequence=sequence)

@@ -60,6 +60,7 @@ class MeshView:
         else:
             del self._nodes[node]  # to go to the end
         self._nodes[node] = announcement, now
+        self._tidy()
         self._note(known[0] if known else None, announcement)
         return True
 
@@ -111,6 +112,12 @@ class MeshView:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def _tidy(self) -> None:
+        """Who comes and goes leaves an entry each time."""
+        if len(self._ends) > 2 * len(self._nodes) + 64:
+            self._ends = [(_end(seen), node) for node, seen in self._nodes.items()]
+            heapq.heapify(self._ends)
 
     def _count(self, node: NodeId, count: int) -> None:
         self._shared[common_depth(self._cell, cell_of(node))] += count
