@@ -16,7 +16,7 @@ from shoal.transport import Contact, Frame, LinksConfig, PeerConfig, TlsCarrier,
 from shoal.transport.addresses import parse_address
 from shoal.transport.base import Link
 from shoal.transport.certificate import client_context, presented_key, server_context
-from shoal.transport.control import Confirm, Goodbye, control_frame
+from shoal.transport.control import Confirm, Goodbye, Ping, control_frame
 from shoal.transport.door import DoorConfig
 from shoal.transport.frames import encode
 from shoal.transport.handshake import ACCEPTED, ANSWER_BYTES, HELLO_BYTES, answer, hello
@@ -431,3 +431,16 @@ async def test_no_more_addresses_are_announced_than_anybody_dials(
     finally:
         await carrier.aclose()
     assert [address.partition(":")[0] for address in found] == bridges[:8]
+
+
+async def test_who_pings_and_does_not_read_fills_no_memory_with_answers(mesh: Mesh) -> None:
+    birch = await mesh.node(BIRCH)
+    ping = b"".join(map(bytes, encode(control_frame(Ping(7)))))
+    async with a_working_pair(mesh, birch), authenticated(birch, MALLORY) as (_, writer):
+        link = birch.links._peers[MALLORY.node].live
+        assert link is not None
+        for _ in range(600):
+            writer.write(ping * 1000)
+            await writer.drain()
+        await until(lambda: link.queued_bytes > 0)
+        assert link.queued_bytes < 2 << 20

@@ -41,6 +41,7 @@ from .peering import (
 )
 
 _BEAT = control_frame(Beat())
+_TOO_MUCH_TO_ANSWER = 1 << 20  # bytes that wait for a peer
 _NO_USE = "the link carried nothing"
 
 
@@ -302,7 +303,8 @@ class Peer:
             case Beat():
                 pass
             case Ping(stamp):
-                self._say(link, control_frame(Pong(stamp)))
+                if link.queued_bytes < _TOO_MUCH_TO_ANSWER:  # who does not read gets no more
+                    self._say(link, control_frame(Pong(stamp)))
             case Pong(stamp):
                 self._owner.ponged(self.node, stamp)
             case Welcome() if link is self._dialled:
