@@ -62,6 +62,7 @@ def node_report(announcement: Announcement, *, me: NodeId, age_s: float) -> dict
                 "compute": offer.compute,
                 "free_tokens": offer.free_tokens,
                 "layer_seconds": offer.speed.seconds(1),
+                "speed": msgspec.structs.asdict(offer.speed),
             }
             for offer in announcement.stages
         ],
