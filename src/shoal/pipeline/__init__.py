@@ -4,8 +4,8 @@ dies.
 Knows: routes, sessions, stages, token ids, who sends what to whom. Does not know: text, prices, how
 a route is chosen, how a layer is computed, what a connection is. The protocol is pure: `table.py`
 and `stage.py` are the stage's side of a session, `admission.py` says who gets pages,
-`generation.py` is the gateway's side, `recovery.py` and `resuming.py` are what they do when a route
-breaks; `worker.py` and `gateway.py` merely carry. Start reading at
+`generation.py` is the gateway's side; `resuming.py`, `mending.py`, `recovery.py` and `reunion.py`
+are what they do when a route breaks; `worker.py` and `gateway.py` merely carry. Start reading at
 `messages.py`.
 """
 
