@@ -55,7 +55,7 @@ def test_map_draws_one_bar_a_node_in_the_order_of_layers(shoal: Shoal) -> None:
 def test_map_says_how_quick_it_is_and_whom_the_mesh_cannot_do_without(
     shoal: Shoal, fake_node: FakeNode
 ) -> None:
-    said = "weakest layer held by 1; about 14 tokens/s for one, 90 for all together"
+    said = "weakest layer held by 1; about 14 tokens/s for one, at most 90 for all together"
     alone = [
         {"node": f"npub{n}", "name": f"oak-{n}", "gone": f"if oak-{n} leaves, layer {n} is gone"}
         for n in range(6)

@@ -16,7 +16,7 @@ from .expect import CROWDED_S, Network, Work, stage_cost
 from .model import Held
 from .ring import Costs, Piece, cheapest_way, without
 
-MAX_STAGES = 256  # that a route is chosen from: the search grows with the square of their number
+MAX_STAGES = 128  # that a route is chosen from: the search grows with the square of their number
 SPREAD = 0.05  # routes that take so much longer than the best are as good
 
 

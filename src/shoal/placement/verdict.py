@@ -113,11 +113,11 @@ def first_token_s(trip: Trip, route: Route, network: Network) -> float:
 
 
 def sentence(verdict: Verdict) -> str:
-    """`weakest layer held by 2; about 14 tokens/s for one, 90 for all together`."""
+    """`weakest layer held by 2; about 14 tokens/s for one, at most 90 for all together`."""
     if not verdict.ready:
         return verdict.why_not
     one, all_ = readable(verdict.one_tokens_per_s), readable(verdict.all_tokens_per_s)
-    speed = f"about {one} tokens/s for one, {all_} for all together"
+    speed = f"about {one} tokens/s for one, at most {all_} for all together"
     return f"weakest layer held by {verdict.holders}; {speed}"
 
 
