@@ -15,6 +15,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from contract import Bench, percentile
@@ -55,10 +56,12 @@ class Churned:
         return [one for one in self.asked if one.outcome not in ("whole", "running")]
 
     def avoidable(self) -> list[Asked]:
-        return [one for one in self.lost() if self._was_held(one.done_s)]
+        return [one for one in self.lost() if self._was_held(one)]
 
-    def _was_held(self, at_s: float) -> bool:
-        return any(held for when, held in self.held if at_s - RETRY_S <= when <= at_s)
+    def _was_held(self, one: Asked) -> bool:
+        """At some time that its gateway looked for a route in before it gave up."""
+        since = max(one.at_s, one.done_s - RETRY_S)
+        return any(held for when, held in self.held if since <= when <= one.done_s)
 
 
 def machine() -> Machine:
@@ -141,7 +144,7 @@ async def _watch(world: World, result: Churned) -> None:
 def report(bench: Bench, seeds: Sequence[int], seconds: float, every_s: float) -> None:
     avoidable = wrong = 0
     for seed in seeds:
-        result: Churned = run(lambda seed=seed: churn(seed, seconds, every_s), limit_s=1e6)
+        result: Churned = run(partial(churn, seed, seconds, every_s), limit_s=1e6)
         bench.row(what=f"seed {seed}", **figures(result))
         avoidable += len(result.avoidable())
         wrong += sum(not one.is_right for one in result.asked)

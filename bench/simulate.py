@@ -487,7 +487,9 @@ CELLS: Sequence[tuple[str, str, Mode, Sequence[str]]] = (  # the most telling on
     ("geo", "llama-30b", "offline", ALL),
     ("mixed", "llama-70b", "online", FEW),
 )
-QUICK = (("single", "llama-30b", "offline", (OURS, "swarm")),)
+QUICK: Sequence[tuple[str, str, Mode, Sequence[str]]] = (
+    ("single", "llama-30b", "offline", (OURS, "swarm")),
+)
 WARM_S, WINDOW_S = 45.0, 40.0  # Helix: 60 and 600 offline, 0 and 1800 online
 ONLINE_S = 60.0  # of warming up: requests begin with none before them
 
