@@ -128,12 +128,13 @@ def node_of(shape: ModelShape, name: str, gigabytes: float, layer_ms: float, reg
 
 def random_pool(chance: random.Random, count: int, layers: int) -> tuple[ModelShape, list[Member]]:
     """Two to four classes of machines with just too little room in all, or up to three times the
-    room that the model takes.
+    room that the model takes; where there are many, with room for three layers each, on average.
     """
     shape = shape_of(layers)
     classes = chance.sample(sorted(SPEEDS), chance.randint(2, 4))
     drawn = [chance.choice(classes) for _ in range(count)]
     ample = chance.choice((0.95, 1.1, 1.3, 2.0, 3.0)) * (layers + 1) / sum(drawn)
+    ample = max(ample, 3.0 * count / sum(drawn)) if count > layers / 2 else ample
     regions = chance.choice((1, 1, 2, 3))
     return shape, [
         node_of(
