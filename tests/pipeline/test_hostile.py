@@ -540,6 +540,17 @@ async def test_a_token_out_of_turn_ends_the_trust_in_who_chose_it(index: int) ->
         await stream.aclose()
 
 
+async def test_what_comes_from_a_stage_after_its_fault_is_not_taken_for_the_next_token() -> None:
+    async with hostile_node() as node:
+        stream = run_to_tokens(node)
+        generation, session = stream.generation, stream.live
+        node.receive(MALLORY, Tokens((TokenEntry(session, 0, Sampled(1)),)))
+        generation.token(TokenEntry(session, 2, Sampled(3)), MALLORY)
+        generation.token(TokenEntry(generation.session or session, 1, Sampled(3)), MALLORY)
+        assert generation.output == [1]
+        await stream.aclose()
+
+
 async def test_a_stage_that_was_opened_too_late_is_closed_again() -> None:
     """While a link is made an Open waits for it, and a Close is not sent at all."""
     async with hostile_node() as node:

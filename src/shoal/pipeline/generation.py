@@ -137,6 +137,8 @@ class Generation(Mending):
             self._started()  # the token overtook the first stage's Opened: another link
         if self.state not in ("running", "routing"):  # what a broken route had chosen still counts
             return []
+        if self.state == "routing" and sender in self.avoid:  # but not of whom it broke on
+            return []
         if sender != self._plan().stops[-1].node:
             return []
         if entry.index != len(self.output):  # or one that is amiss might be taken for the next
