@@ -59,14 +59,15 @@ def encode(frame: Frame) -> list[bytes | memoryview]:
 
 
 def in_parts(frame: Frame) -> Iterator[bytes]:
-    """What to write for it, in pieces that others may come between."""
-    whole = b"".join(encode(frame))
-    if len(whole) <= PART_BYTES:
-        yield whole
+    """What to write for it, in pieces that others may come between. Each byte is copied once."""
+    buffers = encode(frame)
+    if sum(map(len, buffers)) <= PART_BYTES:
+        yield b"".join(buffers)
         return
-    view = memoryview(whole)
-    for at in range(0, len(whole), PART_BYTES):
-        yield b"".join(encode(Frame(PART, b"", view[at : at + PART_BYTES])))
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for at in range(0, len(view), PART_BYTES):
+            yield b"".join(encode(Frame(PART, b"", view[at : at + PART_BYTES])))
 
 
 def check_sendable(frame: Frame, limits: FrameLimits) -> None:

@@ -13,13 +13,12 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import LinkClosed, Overloaded, PeerError, ShoalError
+from ..errors import LinkClosed, PeerError
 from ..identity import Card
 from ..units import NodeId
 from .base import OnFrame, OnLost
 from .frames import PART_BYTES, Frame, check_sendable
-from .heartbeat import Pulse
-from .link import LinkConfig
+from .link import LinkConfig, QueuedLink
 
 PIECE_BYTES = 256 << 10
 FRAMING_BYTES = 10  # of each frame, beside header and body
@@ -164,8 +163,8 @@ class Lane:
         self._ground.forget(self)
 
 
-class MemoryLink:
-    """A `Link` over two lanes."""
+class MemoryLink(QueuedLink[tuple[int, Frame]]):
+    """A `Link` over two lanes. In its queues: a frame, and how many of its bytes are to go."""
 
     def __init__(
         self,
@@ -177,32 +176,10 @@ class MemoryLink:
         config: LinkConfig,
         clock: Callable[[], float],
     ) -> None:
-        now = clock()
-        self.pulse = Pulse(heard_at=now, said_at=now, deaf=True)
+        super().__init__(card, config=config, clock=clock)
         self.reading = False
-        self._card, self._config, self._clock = card, config, clock
         self._out, self._back, self._ground = out, back, ground
-        self._on_frame: OnFrame | None = None
-        self._on_lost: OnLost | None = None
-        self._cause: ShoalError | None = None  # why it ended, if `on_lost` could not be told
-        self._ended = False
-        self._queue: deque[tuple[int, Frame]] = deque()  # bytes to go
-        self._bulk: deque[tuple[int, Frame]] = deque()  # goes when nothing else waits
-        self._queued_bytes = self._unfinished_bytes = 0
-        self._writable = True
-        self._drained: list[asyncio.Future[None]] = []
-
-    @property
-    def peer(self) -> NodeId:
-        return self._card.node
-
-    @property
-    def card(self) -> Card:
-        return self._card
-
-    @property
-    def queued_bytes(self) -> int:
-        return self._queued_bytes
+        self._unfinished_bytes = 0
 
     @property
     def unfinished_bytes(self) -> int:
@@ -216,48 +193,14 @@ class MemoryLink:
             self.resume()
 
     def send(self, frame: Frame) -> None:
-        if self._ended:
-            raise LinkClosed(f"the link to {self.peer} has ended")
+        self._check_open()
         check_sendable(frame, self._config.frames)
         if not isinstance(frame.body, bytes):  # the sender's memory, which it may use again
             frame = Frame(frame.channel, frame.header, bytes(frame.body), frame.bulk)
         size = FRAMING_BYTES + len(frame.header) + len(frame.body) + self._ground.weigh(frame)
-        if self._queued_bytes + size > self._config.max_queued_bytes:
-            raise Overloaded(f"{self._queued_bytes} bytes wait for {self.peer} already")
-        self.pulse.said_at = self._clock()
-        (self._bulk if frame.bulk else self._queue).append((size, frame))
-        self._queued_bytes += size
-        self._pump()
+        self._queue_up([(size, frame)], size, bulk=frame.bulk)
 
-    async def drain(self) -> None:
-        if self._ended:
-            raise LinkClosed(f"the link to {self.peer} has ended")
-        if self._queued_bytes > self._config.low_queued_bytes:
-            drained = asyncio.get_running_loop().create_future()
-            self._drained.append(drained)
-            await drained
-
-    def pause(self) -> None:
-        if not self._ended:
-            self.pulse.deaf, self.reading = True, False
-
-    def resume(self) -> None:
-        if not self._ended:
-            self.pulse.deaf, self.reading = False, True
-            self.pulse.heard_at = self._clock()
-            self._back.flush_soon()
-
-    def close(self) -> None:
-        if not self._ended:
-            self._end()
-            self._out.end("the connection ended")
-
-    def abort(self) -> None:
-        if not self._ended:
-            self._end()
-            self._out.end("the connection was reset")
-
-    # What the lanes call.
+    # What the lanes call, `set_writable` beside these.
 
     def deliver(self, size: int, frame: Frame | None) -> None:
         self.pulse.heard_at = self._clock()
@@ -270,48 +213,24 @@ class MemoryLink:
         except PeerError as fault:
             self._fail(fault)
 
-    def set_writable(self, writable: bool) -> None:
-        if writable != self._writable:
-            self._writable = writable
-            self._pump()
-
     def lost(self, why: str) -> None:
         self._fail(LinkClosed(why))
 
-    def _pump(self) -> None:
-        """Write while the lane takes more; it may say stop in the middle."""
-        while (queue := self._queue or self._bulk) and self._writable and not self._ended:
-            left, frame = queue.popleft()
-            piece = min(left, PART_BYTES if frame.bulk else PIECE_BYTES)
-            if piece < left:
-                queue.appendleft((left - piece, frame))
-            self._queued_bytes -= piece
-            self._out.carry(piece, frame if piece == left else None)
-        if self._drained and self._queued_bytes <= self._config.low_queued_bytes:
-            self._wake(None)
+    # What a `QueuedLink` needs.
 
-    def _fail(self, cause: ShoalError) -> None:
-        if not self._ended:
-            self.abort()
-            if self._on_lost is not None:
-                self._on_lost(cause)
-            else:
-                self._cause = cause
+    def _write_from(self, queue: deque[tuple[int, Frame]]) -> int:
+        left, frame = queue.popleft()
+        piece = min(left, PART_BYTES if frame.bulk else PIECE_BYTES)
+        if piece < left:
+            queue.appendleft((left - piece, frame))
+        self._out.carry(piece, frame if piece == left else None)
+        return piece
 
-    def _end(self) -> None:
-        self._ended = True
+    def _read(self, on: bool) -> None:
+        self.reading = on
+        if on:
+            self._back.flush_soon()
+
+    def _finish(self, *, reset: bool) -> None:
         self._back.drop()
-        self._queue.clear()
-        self._bulk.clear()
-        self._queued_bytes = 0
-        self._wake(LinkClosed(f"the link to {self.peer} has ended"))
-
-    def _wake(self, error: LinkClosed | None) -> None:
-        waiting, self._drained = self._drained, []
-        for drained in waiting:
-            if drained.done():
-                continue
-            if error is None:
-                drained.set_result(None)
-            else:
-                drained.set_exception(error)
+        self._out.end("the connection was reset" if reset else "the connection ended")
