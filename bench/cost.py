@@ -27,10 +27,10 @@ from shoal.engine.stage import Stage, StageConfig
 from shoal.hardware import Capability, detect
 from shoal.hardware.measurement import measure_rates
 from shoal.models.checkpoint import Checkpoint, open_checkpoint
-from shoal.models.sizes import model_sizes
 from shoal.models.slice import load_slice
+from shoal.node.choosing import shape_of
+from shoal.pipeline import ServingConfig
 from shoal.placement.cost import predict
-from shoal.placement.model import ModelShape
 from shoal.units import Quant, SessionId, Slice
 
 PAGE = 16
@@ -72,19 +72,6 @@ CASES: list[tuple[str, dict[str, Any], Quant, str | None, tuple[int, int]]] = [
     ("32 experts, 6 layers", MIXTURE, "int8", None, (0, 6)),
 ]
 QUICK = (0, 5)
-
-
-def shape_of(checkpoint: Checkpoint, quant: Quant, dtype: str | None) -> ModelShape:
-    sizes = model_sizes(checkpoint, quant, dtype)
-    return ModelShape(
-        sizes.layers,
-        sizes.embedding,
-        sizes.head,
-        sizes.tied,
-        sizes.kv_per_token,
-        sizes.experts,
-        sizes.routed,
-    )
 
 
 def kinds(quick: bool) -> Iterator[tuple[int, int, int]]:
@@ -154,7 +141,8 @@ def measure(
     bed = Bed(checkpoint, part, quant, dtype)
     bed.step(bed.rows(32, 960, 0))  # every page has been written
     compute = quant if quant != "none" else dtype or checkpoint.dtype
-    expected = predict(capability, shape_of(checkpoint, quant, dtype), compute, part)
+    how = ServingConfig(memory_bytes=0, dtype=dtype, quant=quant)
+    expected = predict(capability, shape_of(checkpoint, how), compute, part)
     meter = SpeedMeter(len(part), expected)
     seen: list[tuple[Work, float]] = []
     for kind in kinds(bench.quick):

@@ -15,6 +15,7 @@ from ..models.gguf_checkpoint import GgufCheckpoint
 from ..models.sizes import FLOAT_BYTES, model_sizes
 from ..pipeline import ServingConfig
 from ..pipeline.loading import compute_class, history_bytes
+from ..pipeline.stage_key import WHOLE
 from ..placement import Capacities, Member, ModelShape, Pool, Wanted, capacities, decide
 from ..placement.cost import predict
 from ..units import ModelId, NodeId, Quant, QuantChoice, Slice
@@ -23,7 +24,6 @@ KV_TOKENS = (
     4096  # room for so many tokens is kept before weights are counted, unless told otherwise
 )
 MAX_DEMAND = 200.0  # tokens/s that one gateway may ask for: it may lie
-WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 
 # The fastest that keeps the built-in model's held-out loss within 0.5 %: bench/quality.py.
 AUTO: Quant = "int8"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..bus import StageOffer
 from ..pipeline.messages import Load
+from ..pipeline.stage_key import WHOLE
 from ..placement import Held
 from ..units import ModelId, NodeId
 
@@ -16,7 +17,6 @@ HIGH_WATER = 0.9  # of a stage's KV room: running sessions grow into the rest
 LOAD_S = 10.0  # what a stage said is taken for true so long, unless it announces something new
 PLANNED_S = 5.0  # by then a session that we planned is counted by the stage, or never came
 MAX_PLANNED = 256  # more are not counted: who is sent away at once would pile up
-WHOLE = ("gguf", "served")  # computed by others' engines, which run all of a slice
 
 Key = tuple[NodeId, ModelId]
 

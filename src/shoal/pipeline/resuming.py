@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from .table import SessionTable
 
 
 @dataclass
-class ResumingSessions(SessionTable):
+class ResumingSessions(SessionTable, ABC):
     """From the loss of a neighbour, or its gateway's Resume, until a session runs again."""
 
     def suspend(self, this: Session, node: NodeId, why: str, now: float) -> list[Instruction]:
@@ -158,7 +159,8 @@ class ResumingSessions(SessionTable):
             out += self.receive(entry, hidden, this.open.previous, now)
         return out + self.admit(now)
 
+    @abstractmethod
     def receive(
         self, entry: RowEntry, hidden: memoryview, sender: NodeId, now: float
     ) -> list[Instruction]:
-        raise NotImplementedError
+        """A row that was held is taken like any other."""
